@@ -1,0 +1,262 @@
+"""Where a run runs: the configuration of slices (TPUConfig) and of the cluster made of them (ClusterConfig).
+
+Everything here is checked when the object is made, before any cloud second. What the environment may add comes in through
+`with_environment`, so that nothing here reads it by itself.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from cluster.errors import ConfigError
+from cluster.schema import build, did_you_mean, to_plain
+from cluster.tpu.catalog import AcceleratorType, resolve
+
+PROVISIONING = ("on-demand", "spot", "reserved")
+CLOUDS = ("google", "emulated")
+EMULATED_PROJECT = "podlaunch-emulated"
+EMULATED_ZONE = "us-central2-b"
+PROJECT_VARIABLE = "GOOGLE_CLOUD_PROJECT"
+ZONES_VARIABLE = "PODLAUNCH_ZONES"
+
+# Google's rules for names of resources, projects, labels and network tags (https://cloud.google.com/compute/docs/naming-resources,
+# https://cloud.google.com/compute/docs/labeling-resources); the cluster's name is shorter since node ids append to it.
+_CLUSTER_NAME = re.compile(r"[a-z]([-a-z0-9]{0,40}[a-z0-9])?")
+_PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]")
+_ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
+_LABEL_KEY = re.compile(r"[a-z][-_a-z0-9]{0,62}")
+_LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
+_TAG = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+_ENDPOINT = re.compile(r"[^\s:/]+:[0-9]{1,5}")
+_MAX_LABELS = 60
+"""Google allows 64 a resource; the rest is for ours."""
+
+
+@dataclass(frozen=True)
+class TPUConfig:
+    """Slices of Cloud TPU: which, how many, where, and how they are paid for.
+
+    The kind of slice is given as `accelerator_type`, or as `generation` with `topology`.
+    """
+
+    name: str
+    """Names the cluster; every resource carries it as a label and as the beginning of its name."""
+    project: str | None = None
+    """Google Cloud project; None: $GOOGLE_CLOUD_PROJECT."""
+    zones: list[str] = field(default_factory=list)
+    """Tried in this order when one has no capacity; empty: $PODLAUNCH_ZONES (comma-separated)."""
+    accelerator_type: str | None = None
+    """Such as v4-16 or v5litepod-8 (v5e-8 means the same)."""
+    generation: str | None = None
+    """v2, v3, v4, v5e, v5p or v6e; with `topology` instead of accelerator_type."""
+    topology: str | None = None
+    """Chips along each axis, such as 2x2x2."""
+    runtime_version: str | None = None
+    """The VM image; None: the one that the catalogue names for JAX."""
+    slices: int = 1
+    """How many slices one run uses."""
+    provisioning: str = "on-demand"
+    """on-demand, spot or reserved."""
+    reservation: str | None = None
+    """The reservation's name, for provisioning=reserved only."""
+    network: str | None = None
+    subnetwork: str | None = None
+    external_ips: bool = True
+    service_account: str | None = None
+    """E-mail of the account that the hosts act as; None: the project's default."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Your own labels on every resource."""
+    tags: list[str] = field(default_factory=list)
+    """Network tags of the hosts."""
+    endpoint: str | None = None
+    """host:port of a plaintext gRPC Cloud TPU API; None: Google's own."""
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From plain data. Raises ConfigError for an unknown key, a wrong type or a wrong value."""
+        return build(cls, values)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """From a YAML file with the same keys as `from_dict`. Raises ConfigError, also when the file is missing or no YAML."""
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        return cls.from_dict({} if values is None else values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reverse of `from_dict`."""
+        return to_plain(self)
+
+    def with_environment(self, env: Mapping[str, str]) -> Self:
+        """With `project` from GOOGLE_CLOUD_PROJECT and `zones` from PODLAUNCH_ZONES, each where none was given. Raises ConfigError."""
+        zones = [zone.strip() for zone in env.get(ZONES_VARIABLE, "").split(",") if zone.strip()]
+        return dataclasses.replace(
+            self,
+            project=self.project if self.project is not None else env.get(PROJECT_VARIABLE) or None,
+            zones=self.zones or zones,
+        )
+
+    @property
+    def accelerator(self) -> AcceleratorType:
+        return resolve(self.accelerator_type, self.generation, self.topology)
+
+    @property
+    def chips_per_slice(self) -> int:
+        return self.accelerator.chips
+
+    @property
+    def hosts_per_slice(self) -> int:
+        return self.accelerator.hosts
+
+    @property
+    def effective_runtime_version(self) -> str:
+        return self.runtime_version or self.accelerator.runtime_version
+
+    @property
+    def usd_per_slice_hour(self) -> float | None:
+        """Estimated list price of one slice in USD an hour; None when the catalogue has none. A reserved slice counts as on-demand."""
+        kind = self.accelerator
+        price = kind.usd_per_chip_hour_spot if self.provisioning == "spot" else kind.usd_per_chip_hour
+        return None if price is None else price * kind.chips
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Estimated list price of all slices of one run in USD an hour; None when the catalogue has none."""
+        price = self.usd_per_slice_hour
+        return None if price is None else price * self.slices
+
+    @property
+    def effective_project(self) -> str:
+        """The project to use. Raises ConfigError when none was given."""
+        if self.project is None:
+            raise ConfigError(f"{self._where}project is missing: give it, or set {PROJECT_VARIABLE}")
+        return self.project
+
+    @property
+    def effective_zones(self) -> list[str]:
+        """The zones to try, in order. Raises ConfigError when none was given."""
+        if not self.zones:
+            raise ConfigError(f"{self._where}zones is empty: give at least one (such as us-central2-b), or set {ZONES_VARIABLE}")
+        return list(self.zones)
+
+    _where = ""  # the path that error lines put before a field's name; not a field since it has no annotation
+
+    def _problems(self) -> Iterator[str]:
+        """One line for every wrong field."""
+        at = self._where
+        yield from self._wrong_names(at)
+        try:
+            resolve(self.accelerator_type, self.generation, self.topology)
+        except ConfigError as error:
+            yield f"{at}{error}"
+        yield from (f"{at}zones: {zone!r} is given twice" for zone, count in Counter(self.zones).items() if count > 1)
+        if self.slices < 1:
+            yield f"{at}slices {self.slices}: must be at least 1"
+        if self.provisioning not in PROVISIONING:
+            yield f"{at}provisioning {self.provisioning!r} is unknown{did_you_mean(self.provisioning, PROVISIONING)}"
+        elif (self.provisioning == "reserved") != (self.reservation is not None):
+            given = "missing: provisioning=reserved needs its name" if self.reservation is None else "given: set provisioning=reserved too"
+            yield f"{at}reservation is {given}"
+        yield from self._wrong_labels(at)
+
+    def _wrong_names(self, at: str) -> Iterator[str]:
+        checks: list[tuple[str, str | None, re.Pattern[str], str]] = [
+            ("name", self.name, _CLUSTER_NAME, "lower-case letters, digits and '-', at most 42, beginning with a letter"),
+            ("project", self.project, _PROJECT, "a project id of 6 to 30 lower-case letters, digits and '-'"),
+            *(("zones", zone, _ZONE, "a zone looks like us-central2-b") for zone in self.zones),
+            *(("tags", tag, _TAG, "lower-case letters, digits and '-', at most 63, beginning with a letter") for tag in self.tags),
+            ("service_account", self.service_account, _EMAIL, "an e-mail address such as name@project.iam.gserviceaccount.com"),
+            ("endpoint", self.endpoint, _ENDPOINT, "host:port, without https://"),
+        ]
+        for name, value, pattern, rule in checks:
+            if value is not None and not pattern.fullmatch(value):
+                yield f"{at}{name} {value!r}: {rule}"
+
+    def _wrong_labels(self, at: str) -> Iterator[str]:
+        for key, value in self.labels.items():
+            if not _LABEL_KEY.fullmatch(key):
+                yield f"{at}labels: key {key!r}: lower-case letters, digits, '-' and '_', at most 63, beginning with a letter"
+            elif key.startswith(("podlaunch-", "goog")):
+                yield f"{at}labels: key {key!r}: names beginning with podlaunch- and goog are taken"
+            if not _LABEL_VALUE.fullmatch(value):
+                yield f"{at}labels.{key} {value!r}: lower-case letters, digits, '-' and '_', at most 63"
+        if len(self.labels) > _MAX_LABELS:
+            yield f"{at}labels: {len(self.labels)} given, at most {_MAX_LABELS}"
+
+
+@dataclass(frozen=True)
+class ClusterConfig(TPUConfig):
+    """A Ray cluster of such slices, shared by the runs that name it."""
+
+    cloud: str = "google"
+    """google, or emulated: a Cloud TPU service on this machine."""
+    min_slices: int = 0
+    """Slices that are always there."""
+    max_slices: int | None = None
+    """Slices that may be there at once; None: as many as one run uses."""
+    idle_minutes: float | None = None
+    """An unused slice above min_slices is deleted after this; None: never."""
+    slice_usd_per_hour: float | None = None
+    """What one slice costs an hour; None: the catalogue's estimate."""
+    default_variant: str = "gemma3-1b"
+    """The model that a run on this cluster trains unless it says otherwise."""
+
+    _where = "cluster."
+
+    def with_environment(self, env: Mapping[str, str]) -> Self:
+        """As for TPUConfig. An emulated cluster takes nothing from it: it must be found again from a shell with other variables."""
+        return self if self.cloud == "emulated" else super().with_environment(env)
+
+    @property
+    def chips(self) -> int:
+        """Chips of one run."""
+        return self.slices * self.chips_per_slice
+
+    @property
+    def hosts(self) -> int:
+        """Hosts of one run."""
+        return self.slices * self.hosts_per_slice
+
+    @property
+    def usd_per_slice_hour(self) -> float | None:
+        return self.slice_usd_per_hour if self.slice_usd_per_hour is not None else super().usd_per_slice_hour
+
+    @property
+    def effective_max_slices(self) -> int:
+        return self.slices if self.max_slices is None else self.max_slices
+
+    @property
+    def effective_project(self) -> str:
+        return EMULATED_PROJECT if self.cloud == "emulated" and self.project is None else super().effective_project
+
+    @property
+    def effective_zones(self) -> list[str]:
+        return [EMULATED_ZONE] if self.cloud == "emulated" and not self.zones else super().effective_zones
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        at = self._where
+        if self.cloud not in CLOUDS:
+            yield f"{at}cloud {self.cloud!r} is unknown{did_you_mean(self.cloud, CLOUDS)}"
+        if self.min_slices < 0:
+            yield f"{at}min_slices {self.min_slices}: must be at least 0"
+        if self.effective_max_slices < max(self.slices, self.min_slices):
+            yield f"{at}max_slices {self.max_slices}: must be at least slices ({self.slices}) and min_slices ({self.min_slices})"
+        if self.idle_minutes is not None and not self.idle_minutes > 0:
+            yield f"{at}idle_minutes {self.idle_minutes}: must be above 0, or null for never"

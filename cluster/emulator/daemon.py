@@ -1,0 +1,123 @@
+"""The emulated cloud as a daemon of this machine.
+
+    <folder>/lock            held while a daemon runs
+    <folder>/endpoint.json   {grpc, process, image_bundle}: written when it serves
+    <folder>/cloud.sqlite3   what outlives it
+    <folder>/hosts/          the disks of its hosts
+
+A daemon that ends, in whatever way, leaves nodes and hosts as they are; the next one finds them again and serves on the same port.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster import processes
+from cluster.emulator.cloud import Cloud
+from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
+from cluster.emulator.server import Server
+from cluster.emulator.store import Store
+from cluster.emulator.timers import INSTANT, Profile, ThreadTimers
+from cluster.errors import ClusterError
+from cluster.processes import ProcessRecord
+from cluster.state import private_dir, read_json, write_atomic
+
+_WATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """How a running daemon is reached."""
+
+    grpc: str
+    """host:port of the Cloud TPU API."""
+    process: ProcessRecord
+    image_bundle: str
+    """The hash of the bundle in the image of its hosts."""
+
+
+def read_endpoint(folder: Path) -> Endpoint | None:
+    """The daemon that serves `folder` now; None when there is none."""
+    values = read_json(folder / "endpoint.json")
+    if values is None:
+        return None
+    found = Endpoint(values["grpc"], ProcessRecord.from_dict(values["process"]), values["image_bundle"])
+    return found if found.process.alive() else None
+
+
+def serve(
+    folder: Path, state_dir: Path, image_bundle: str, *, env: Mapping[str, str], stop: threading.Event, profile: Profile = INSTANT
+) -> None:
+    """Serve until `stop` is set. `state_dir`: where the agents on its hosts log.
+
+    Raises ClusterError when another daemon serves `folder`.
+    """
+    with only_one(folder):
+        store = Store(folder / "cloud.sqlite3")
+        hosts = ProcessHosts(private_dir(folder / "hosts"), state_dir, image_bundle, env)
+        timers = ThreadTimers()
+        cloud = Cloud(store, hosts, timers, state_dir=state_dir, profile=profile)
+        cloud.resume()
+        server = Server(cloud, int(store.get("port", "0")))
+        store.set("port", str(server.port))
+        _write_endpoint(folder, server.endpoint, image_bundle)
+        try:
+            while not stop.wait(_WATCH_SECONDS):
+                cloud.watch_hosts()
+        finally:
+            (folder / "endpoint.json").unlink(missing_ok=True)
+            for close in (server.stop, timers.close, hosts.close, store.close):
+                close()
+
+
+def purge(folder: Path) -> int:
+    """End all hosts and forget all nodes, without a daemon. Returns how many nodes there were.
+
+    Raises ClusterError while a daemon runs.
+    """
+    with only_one(folder):
+        if not (folder / "cloud.sqlite3").exists():
+            return 0
+        store = Store(folder / "cloud.sqlite3")
+        nodes = store.nodes()
+        for node in nodes:
+            for host in node.hosts:
+                processes.kill_members(marker(node, host))
+                remove_disk(folder / "hosts" / f"{node.uid}-w-{host.worker}")
+            store.remove_node(node.path)
+        store.close()
+        shutil.rmtree(folder / "hosts", ignore_errors=True)
+        return len(nodes)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which goes with the process. Raises ClusterError when somebody else holds it."""
+    with (private_dir(folder) / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClusterError(f"another emulated cloud runs on {folder}; use it, or stop it first with: tpu emulator stop") from None
+        yield
+
+
+def daemon_marker(folder: Path) -> str:
+    """By what a daemon that was started for `folder` is known."""
+    return f"emulator-{folder}"
+
+
+def _write_endpoint(folder: Path, grpc: str, image_bundle: str) -> None:
+    own = os.environ.get(processes.MARKER)
+    # One in the foreground may have inherited somebody else's mark, by which that one's processes would be ended together with it.
+    mark = own if own == daemon_marker(folder) else f"emulator-in-the-foreground-{os.getpid()}"
+    process = ProcessRecord(os.getpid(), psutil.Process().create_time(), mark)
+    write_atomic(folder / "endpoint.json", json.dumps(dataclasses.asdict(Endpoint(grpc, process, image_bundle))))

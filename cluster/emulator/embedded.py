@@ -1,0 +1,40 @@
+"""The emulated cloud inside this process, without a daemon: for tests of whatever speaks to the Cloud TPU API."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.emulator.cloud import Cloud
+from cluster.emulator.hosts import Hosts, NoHosts
+from cluster.emulator.server import Server
+from cluster.emulator.store import Store
+from cluster.emulator.timers import INSTANT, Profile, ThreadTimers
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A running cloud and how it is reached."""
+
+    cloud: Cloud
+    endpoint: str
+    """host:port of its Cloud TPU API."""
+
+
+@contextmanager
+def embedded_emulator(
+    *, hosts: Hosts | None = None, profile: Profile = INSTANT, database: Path | None = None, cloud_class: type[Cloud] = Cloud
+) -> Iterator[Embedded]:
+    """Serve until the block is left. Without `hosts`, nodes have addresses and no processes; without `database`, no memory."""
+    store, timers = Store(database), ThreadTimers()
+    hosts = hosts if hosts is not None else NoHosts()
+    cloud = cloud_class(store, hosts, timers, state_dir=database or Path("/"), profile=profile)
+    cloud.resume()
+    server = Server(cloud)
+    try:
+        yield Embedded(cloud, server.endpoint)
+    finally:
+        server.stop(grace=0)
+        timers.close()
+        hosts.close()
+        store.close()

@@ -1,0 +1,175 @@
+"""The hosts of emulated nodes: one process group each, a folder as its disk and a metadata server of its own.
+
+What a host finds is what a TPU VM image with our bundle in it would hold; nothing in it says that the cloud is emulated.
+"""
+
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from cluster import processes
+from cluster.emulator.metadata import MetadataServer, entries
+from cluster.emulator.model import HostRecord, NodeRecord
+from cluster.state import private_dir, short_dir, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+class Hosts(Protocol):
+    """Whatever gives nodes their hosts. All calls for one node come one after the other."""
+
+    def start(self, node: NodeRecord) -> None:
+        """Start what does not run yet, and write into `node.hosts` how it is found again."""
+
+    def stop(self, node: NodeRecord) -> None:
+        """End everything that belongs to the node, also what was started and not written down."""
+
+    def exited(self, host: HostRecord) -> bool:
+        """Whether the host's startup script has ended."""
+
+    def close(self) -> None:
+        """Let go of what the daemon itself serves; hosts live on."""
+
+
+class NoHosts:
+    """Hosts that are addresses only: for tests of clients of the API, and for thousands of nodes."""
+
+    def start(self, node: NodeRecord) -> None:
+        """Nothing to start."""
+
+    def stop(self, node: NodeRecord) -> None:
+        """Nothing to end."""
+
+    def exited(self, host: HostRecord) -> bool:  # noqa: ARG002  # the protocol's signature
+        return False
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class ProcessHosts:
+    """Hosts as processes of this machine, each running its node's startup script."""
+
+    def __init__(self, folder: Path, state_dir: Path, image_bundle: str, env: Mapping[str, str]) -> None:
+        """`folder`: where the hosts' disks lie. `state_dir`: the user's state directory, where agents log. `image_bundle`: the hash of
+        the bundle that the hosts' image already holds. `env`: the daemon's environment, from which only the way to programs and caches
+        is taken.
+        """
+        self._folder, self._state_dir, self._image_bundle, self._env = folder, state_dir, image_bundle, dict(env)
+        self._servers: dict[tuple[str, int], MetadataServer] = {}
+        self._lock = threading.Lock()
+        self._python = None if _importable() else Path(__file__).parents[2]
+
+    def start(self, node: NodeRecord) -> None:
+        # All metadata servers before the first process: a startup script asks at once.
+        for host in node.hosts:
+            self._serve(node, host)
+        for host in node.hosts:
+            if not host.exited and (host.process is None or not host.process.alive()):
+                host.process = self._boot(node, host)
+
+    def stop(self, node: NodeRecord) -> None:
+        for host in node.hosts:
+            processes.kill_members(marker(node, host))
+            if host.process is not None:
+                processes.reap(host.process)
+            with self._lock:
+                server = self._servers.pop((node.uid, host.worker), None)
+            if server is not None:
+                server.stop()
+            remove_disk(self._disk(node, host))
+
+    def exited(self, host: HostRecord) -> bool:
+        if host.process is None:
+            return False
+        processes.reap(host.process)
+        return not host.process.alive()
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.stop()
+        self._servers.clear()
+
+    def _serve(self, node: NodeRecord, host: HostRecord) -> None:
+        if (node.uid, host.worker) not in self._servers:
+            server = MetadataServer(host.ip, host.metadata_port, entries(node, host.worker))
+            host.metadata_port = server.port
+            with self._lock:
+                self._servers[node.uid, host.worker] = server
+
+    def _boot(self, node: NodeRecord, host: HostRecord) -> processes.ProcessRecord:
+        """Run the startup script; on a disk from before, as at a reboot."""
+        disk = private_dir(self._disk(node, host))
+        home = private_dir(disk / "home")
+        script = disk / "startup-script"
+        write_atomic(script, node.message.metadata.get("startup-script", ""), mode=0o700)
+        self._install_image(disk)
+        log.info("host %s-w-%d boots at %s", node.node_id, host.worker, host.ip)
+        argv = ["bash", str(script)]
+        return processes.spawn(argv, marker=marker(node, host), env=self._environment(node, host, disk), log=disk / "serial.log", cwd=home)
+
+    def _install_image(self, disk: Path) -> None:
+        opt = private_dir(disk / "opt" / "podlaunch")
+        program = private_dir(opt / "bin") / "python"
+        # A wrapper, not a link: Python looks for its virtual environment beside the path by which it was called.
+        path = f"PYTHONPATH={shlex.quote(str(self._python))} " if self._python is not None else ""
+        write_atomic(program, f'#!/bin/sh\n{path}exec {shlex.quote(sys.executable)} "$@"\n', mode=0o700)
+        write_atomic(opt / "bundle.sha256", self._image_bundle)
+
+    def _environment(self, node: NodeRecord, host: HostRecord, disk: Path) -> dict[str, str]:
+        """From scratch: a host must not inherit what happens to be set where the daemon was started."""
+        caches = self._env.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        passed = {name: self._env[name] for name in ("PODLAUNCH_CACHE_DIR",) if name in self._env}
+        return {
+            "PATH": self._env.get("PATH", os.defpath),
+            "HOME": str(disk / "home"),
+            "LANG": "C.UTF-8",
+            "TMPDIR": str(short_dir(disk)),
+            # Ray's processes rename themselves over their environment otherwise, and with it over the mark by which we find them.
+            "SPT_NOENV": "1",
+            "GCE_METADATA_HOST": f"{host.ip}:{host.metadata_port}",
+            "PODLAUNCH_HOME": str(disk / "opt" / "podlaunch"),
+            "PODLAUNCH_STATE_DIR": str(self._state_dir),
+            "XDG_CACHE_HOME": caches,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={node.kind.chips_per_host}",
+            "PYTHONSAFEPATH": "1",
+            **passed,
+        }
+
+    def _disk(self, node: NodeRecord, host: HostRecord) -> Path:
+        return self._folder / f"{node.uid}-w-{host.worker}"
+
+
+def marker(node: NodeRecord, host: HostRecord) -> str:
+    """By what the processes of a host are known, even those that nobody wrote down."""
+    return f"host-{node.uid}-w-{host.worker}"
+
+
+def address(state_dir: Path, index: int, worker: int) -> str:
+    """The loopback address of a host: 127.<by the state directory>.<by the slice>.<by the worker>.
+
+    `index` counts blocks of 254 hosts; two state directories of one machine begin at different addresses.
+    """
+    start = int.from_bytes(hashlib.sha256(str(state_dir).encode()).digest()[:4], "big")
+    block = index + worker // 254
+    return f"127.{16 + (start + block // 254) % 224}.{1 + block % 254}.{1 + worker % 254}"
+
+
+def remove_disk(disk: Path) -> None:
+    """Remove a host's folder and its short twin. What a dying process writes meanwhile is left for the next time."""
+    shutil.rmtree(short_dir(disk), ignore_errors=True)
+    shutil.rmtree(disk, ignore_errors=True)
+
+
+def _importable() -> bool:
+    """Whether a Python process finds this package by itself. It does when it is installed, and not in a bare checkout."""
+    return subprocess.run([sys.executable, "-I", "-c", "import cluster.emulator"], capture_output=True, check=False).returncode == 0

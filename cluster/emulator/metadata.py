@@ -1,0 +1,135 @@
+"""The metadata server of one emulated host: what `http://metadata.google.internal/computeMetadata/v1/` answers on a TPU VM.
+
+Its address is the host's own, so that every host of a slice sees its own worker number on the same machine. Clients find it through
+GCE_METADATA_HOST, the variable that Google's own libraries read.
+"""
+
+import functools
+import json
+import socket
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from cluster.emulator.model import NodeRecord, tpu_env
+
+PREFIX = "/computeMetadata/v1/"
+
+
+def entries(node: NodeRecord, worker: int) -> dict[str, str]:
+    """Every key of the host's metadata, as a path below /computeMetadata/v1/, with its value."""
+    attributes = {
+        **dict(node.message.metadata),
+        "accelerator-type": node.kind.name,
+        "agent-worker-number": str(worker),
+        "instance-id": node.node_id,
+        "worker-network-endpoints": ",".join(host.ip for host in node.hosts),
+        "tpu-env": tpu_env(node, worker),
+    }
+    return {
+        **{f"instance/attributes/{key}": value for key, value in attributes.items()},
+        "instance/name": f"t1v-n-{node.uid[:8]}-w-{worker}",
+        "instance/hostname": f"t1v-n-{node.uid[:8]}-w-{worker}.{node.zone}.c.{node.project}.internal",
+        "instance/zone": f"projects/{_project_number(node.project)}/zones/{node.zone}",
+        "instance/preempted": "FALSE",
+        "instance/maintenance-event": "NONE",
+        "instance/network-interfaces/0/ip": node.hosts[worker].ip,
+        "project/project-id": node.project,
+        "project/numeric-project-id": _project_number(node.project),
+    }
+
+
+class MetadataServer:
+    """Serves one host until `stop`. Raises OSError when the address cannot be had."""
+
+    def __init__(self, ip: str, port: int, values: Mapping[str, str]) -> None:
+        """`port`: 0 for any free one."""
+        self._server = _Server((ip, port), _Handler)
+        self._server.values = dict(values)
+        self.port: int = self._server.server_address[1]
+        serve = functools.partial(self._server.serve_forever, poll_interval=0.05)
+        self._thread = threading.Thread(target=serve, daemon=True, name=f"metadata-{ip}")
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    values: dict[str, str]
+
+    def server_bind(self) -> None:
+        """Without the base class's look-up of the address's name, which may wait for a DNS server."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    server_version = "Metadata Server for VM"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        if self.headers.get("Metadata-Flavor") != "Google":
+            self._answer(403, "Missing Metadata-Flavor:Google header.\n")
+            return
+        url = urlsplit(self.path)
+        found = lookup(self.server.values, url.path, recursive="recursive" in parse_qs(url.query, keep_blank_values=True))
+        if found is None:
+            self._answer(404, "Not Found\n")
+        else:
+            self._answer(200, *found)
+
+    def _answer(self, status: int, text: str, kind: str = "application/text") -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Metadata-Flavor", "Google")
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Not a line for every look: hosts ask every second."""
+
+
+def lookup(values: Mapping[str, str], path: str, *, recursive: bool) -> tuple[str, str] | None:
+    """Body and content type for a path: a value, the listing of a directory (sub-directories end with /), or all that is below as JSON."""
+    if not path.startswith(PREFIX):
+        return None
+    key = path.removeprefix(PREFIX)
+    if key in values:
+        return values[key], "application/text"
+    directory = key if key.endswith("/") or not key else f"{key}/"
+    below = {name.removeprefix(directory): value for name, value in sorted(values.items()) if name.startswith(directory)}
+    if not below:
+        return None
+    if recursive:
+        return json.dumps(_tree(below)), "application/json"
+    names = {name.split("/")[0] + ("/" if "/" in name else "") for name in below}
+    return "".join(f"{name}\n" for name in sorted(names)), "application/text"
+
+
+def _tree(values: Mapping[str, str]) -> dict[str, Any]:
+    """Nested by the parts of the keys. The real server writes some keys in camelCase here; attributes keep their names, there as here."""
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        *folders, name = path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = value
+    return tree
+
+
+def _project_number(project: str) -> str:
+    """A stable number for a project id, as zones are named by number in metadata."""
+    return str(100_000_000_000 + sum(ord(letter) * 131**index for index, letter in enumerate(project)) % 900_000_000_000)

@@ -1,0 +1,89 @@
+"""What the emulated cloud holds: nodes with their hosts, operations, and the refusals it answers with."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.processes import ProcessRecord
+from cluster.tpu.catalog import AcceleratorType
+
+
+class Refusal(Exception):
+    """The service refuses a request: a google.rpc.Code and the service's words."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(words)
+        self.code, self.words = code, words
+
+
+@dataclass
+class HostRecord:
+    """One host of a node."""
+
+    worker: int
+    ip: str
+    metadata_port: int = 0
+    """Port of its metadata server on `ip`; 0 until there is one."""
+    process: ProcessRecord | None = None
+    """What runs the startup script; None until it is started, and always where hosts have no processes."""
+    exited: bool = False
+    """The startup script has ended. As on the real cloud, the node stays READY."""
+
+
+@dataclass
+class NodeRecord:
+    """One node: the message that the API shows, and what is behind it."""
+
+    message: Any
+    """Raw google.cloud.tpu.v2.Node."""
+    uid: str
+    """Differs for two nodes that carry the same name one after the other."""
+    kind: AcceleratorType
+    hosts: list[HostRecord] = field(default_factory=list)
+    operation: str = ""
+    """The operation that works on it, or did last."""
+
+    @property
+    def path(self) -> str:
+        return str(self.message.name)
+
+    @property
+    def node_id(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def project(self) -> str:
+        return self.path.split("/")[1]
+
+    @property
+    def zone(self) -> str:
+        return self.path.split("/")[3]
+
+
+def tpu_env(node: NodeRecord, worker: int) -> str:
+    """The metadata attribute `tpu-env`: lines `KEY: 'value'`, as they were seen on TPU VMs."""
+    chips, hosts = bounds(node.kind)
+    values = {
+        "ACCELERATOR_TYPE": node.kind.name,
+        "TYPE": "V5LITE_POD" if node.kind.generation == "v5e" else node.kind.generation.upper(),
+        "TOPOLOGY": node.kind.topology,
+        "CHIPS_PER_HOST_BOUNDS": chips,
+        "HOST_BOUNDS": hosts,
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": chips,
+        "TPU_PROCESS_BOUNDS": hosts,
+        "WORKER_ID": str(worker),
+        "NODE_ID": node.node_id,
+        "ZONE": node.zone,
+        "PREEMPTIBLE": str(node.message.scheduling_config.spot or node.message.scheduling_config.preemptible).lower(),
+        "RUNTIME_VERSION": node.message.runtime_version,
+    }
+    return "".join(f"{key}: '{value}'\n" for key, value in values.items())
+
+
+def bounds(kind: AcceleratorType) -> tuple[str, str]:
+    """CHIPS_PER_HOST_BOUNDS and HOST_BOUNDS: chips of a host and hosts of a slice along each axis (2,2,1 and 1,1,2 for v4-16)."""
+    axes = [int(axis) for axis in kind.topology.split("x")]
+    axes += [1] * (3 - len(axes))
+    host = axes if kind.hosts == 1 else [2, 2, 1]
+    assert math.prod(host) == kind.chips_per_host, kind
+    return ",".join(map(str, host)), ",".join(str(axis // part) for axis, part in zip(axes, host, strict=True))

@@ -1,0 +1,122 @@
+"""The emulated cloud of this machine: started when it is needed, found again by every later command, ended on request."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import processes
+from cluster.emulator.daemon import Endpoint, daemon_marker, only_one, purge, read_endpoint
+from cluster.errors import ClusterError
+from cluster.processes import ProcessRecord
+from cluster.state import emulator_dir, logs_dir
+
+_LOG = "emulator-output.log"
+
+
+@dataclass(frozen=True)
+class EmulatorStatus:
+    """The emulated cloud that runs now."""
+
+    endpoint: str
+    """host:port of its Cloud TPU API."""
+    pid: int
+    started: float
+    """Seconds since the epoch."""
+    image_bundle: str
+
+
+def ensure_emulator(
+    bundle_hash: str,
+    *,
+    timeout: float = 30.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """host:port of the emulated cloud, started where it does not run.
+
+    `bundle_hash` is what its hosts' image holds. A daemon with another image is replaced; its nodes live on, new hosts get the new image.
+    `timeout`: seconds. Raises ClusterError, with the end of the daemon's output, when it does not come up.
+    """
+    folder = emulator_dir()
+    found = read_endpoint(folder)
+    if found is not None and found.image_bundle == bundle_hash and _accepts(found.grpc):
+        return found.grpc
+    if found is not None:
+        processes.end(found.process)
+    record = _spawn(folder, bundle_hash)
+    deadline = clock() + timeout
+    while clock() < deadline:
+        found = read_endpoint(folder)
+        if found is not None and _accepts(found.grpc):  # ours, or that of another command that was faster
+            return found.grpc
+        processes.reap(record)
+        if not record.alive() and not _another_starts(folder):
+            raise ClusterError(f"the emulated cloud ended at once: {_tail()}")
+        sleep(0.02)
+    processes.end(record)
+    raise ClusterError(f"the emulated cloud did not serve within {timeout:.0f} s: {_tail()}")
+
+
+def emulator_status() -> EmulatorStatus | None:
+    """The emulated cloud that runs now, if any."""
+    found = read_endpoint(emulator_dir())
+    if found is None:
+        return None
+    return EmulatorStatus(found.grpc, found.process.pid, found.process.started, found.image_bundle)
+
+
+def stop_emulator(*, delete_nodes: bool = True) -> bool:
+    """End the emulated cloud; with `delete_nodes` also all of its nodes and hosts, whether or not it runs.
+
+    Returns whether there was anything to end. Raises TimeoutError when a process does not end.
+    """
+    folder = emulator_dir()
+    found: Endpoint | None = read_endpoint(folder)
+    if found is not None:
+        processes.end(found.process)
+        (folder / "endpoint.json").unlink(missing_ok=True)
+    nodes = purge(folder) if delete_nodes else 0
+    return found is not None or nodes > 0
+
+
+def _spawn(folder: Path, bundle_hash: str) -> ProcessRecord:
+    argv = [sys.executable, "-P", "-m", "cluster.emulator", "--state-dir", str(folder), "--image-bundle", bundle_hash]
+    (logs_dir() / _LOG).unlink(missing_ok=True)  # the tail must be of this start
+    return processes.spawn(argv, marker=daemon_marker(folder), env=_environment(os.environ), log=logs_dir() / _LOG, cwd=folder)
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Ours, with this package on Python's path: in a checkout that is not installed nothing else leads to it from another folder."""
+    root = str(Path(__file__).parents[1])
+    return {**env, "PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))}
+
+
+def _accepts(endpoint: str) -> bool:
+    """Whether somebody listens there: a daemon that was killed a moment ago still looks alive in the table of processes."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _another_starts(folder: Path) -> bool:
+    """Whether somebody else's daemon holds the folder, which is why ours ended."""
+    try:
+        with only_one(folder):
+            return False
+    except ClusterError:
+        return True
+
+
+def _tail() -> str:
+    """Where the daemon's output is, and its last line."""
+    path = logs_dir() / _LOG
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return f"{said[-1] if said else 'it said nothing'}; see {path}"

@@ -1,0 +1,115 @@
+"""Ray's face of the slices: one autoscaler instance is one slice.
+
+Ray's autoscaler v2 calls this class from several threads. It asks for a listing once a tick and then for details of each node, so a
+listing is kept and serves them all. A listing is complete or it raises: a slice missing from one would be taken for ended and made again.
+"""
+
+import logging
+import threading
+from typing import Any
+
+from ray.autoscaler.node_provider import NodeProvider
+from ray.autoscaler.tags import (
+    NODE_KIND_HEAD,
+    NODE_KIND_WORKER,
+    STATUS_UP_TO_DATE,
+    TAG_RAY_LAUNCH_REQUEST,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_STATUS,
+    TAG_RAY_USER_NODE_TYPE,
+)
+
+from cluster.autoscaler import HEAD_TYPE
+from cluster.config import ClusterConfig
+from cluster.logs import set_up_logging
+from cluster.node_names import head_instance_id, slice_id
+from cluster.schema import build
+from cluster.tpu.api import Slice
+from cluster.tpu.lifecycle import Life, life
+from cluster.tpu.provider import TPUProvider
+from cluster.vm.bootstrap import startup_script
+from cluster.vm.metadata import HOST_ATTRIBUTE
+
+logger = logging.getLogger(__name__)
+
+TYPE_LABEL = "podlaunch-node-type"
+REQUEST_LABEL = "podlaunch-request"
+STANDING = frozenset({Life.PENDING, Life.READY, Life.INTERRUPTED})
+"""The lives in which Ray counts on a slice; the others are ended for it."""
+
+
+class SliceNodeProvider(NodeProvider):
+    """See Ray's `NodeProvider` for the interface."""
+
+    def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
+        super().__init__(provider_config, cluster_name)
+        set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
+        config = build(ClusterConfig, provider_config["cluster"])
+        self._slices = TPUProvider.connect(config)
+        self._metadata = {
+            "startup-script": startup_script(provider_config["bundle"]),
+            HOST_ATTRIBUTE: provider_config["host_settings"],
+        }
+        self._head = head_instance_id(cluster_name)
+        self._lock = threading.Lock()
+        self._known: dict[str, Slice] = {}
+
+    def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
+        listed = {s.name: s for s in self._slices.list_slices() if life(s) in STANDING}
+        with self._lock:
+            self._known = listed
+        return [node for node in [self._head, *listed] if tag_filters.items() <= self.node_tags(node).items()]
+
+    def is_running(self, node_id: str) -> bool:
+        return node_id == self._head or life(self._get(node_id)) is Life.READY
+
+    def is_terminated(self, node_id: str) -> bool:
+        with self._lock:
+            return node_id != self._head and node_id not in self._known
+
+    def node_tags(self, node_id: str) -> dict[str, str]:
+        """Rebuilt from the resource's labels: what Ray gave at creation is lost with the head's memory."""
+        if node_id == self._head:
+            return {TAG_RAY_NODE_KIND: NODE_KIND_HEAD, TAG_RAY_USER_NODE_TYPE: HEAD_TYPE, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
+        labels = self._get(node_id).labels
+        return {
+            TAG_RAY_NODE_KIND: NODE_KIND_WORKER,
+            TAG_RAY_USER_NODE_TYPE: labels.get(TYPE_LABEL, ""),
+            TAG_RAY_LAUNCH_REQUEST: labels.get(REQUEST_LABEL, ""),
+            TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
+        }
+
+    def internal_ip(self, node_id: str) -> str:
+        """Of worker 0; empty on the head and while the service does not know it yet."""
+        return "" if node_id == self._head or not (hosts := self._get(node_id).hosts) else hosts[0]
+
+    def external_ip(self, node_id: str) -> str:
+        return self.internal_ip(node_id)
+
+    def create_node(
+        self,
+        node_config: dict[str, Any],  # noqa: ARG002  # Ray's interface
+        tags: dict[str, str],
+        count: int,
+    ) -> None:
+        """Ask for `count` slices and return at once: Ray has two threads for this and none may wait for a cloud."""
+        request = tags.get(TAG_RAY_LAUNCH_REQUEST, "")
+        labels = {TYPE_LABEL: tags[TAG_RAY_USER_NODE_TYPE], REQUEST_LABEL: request}
+        for index in range(count):
+            name = slice_id(self.cluster_name, request, index)
+            logger.info("creating slice %s for request %s", name, request)
+            self._slices.create_slice(name, labels=labels, metadata=self._metadata)
+
+    def terminate_node(self, node_id: str) -> None:
+        if node_id == self._head:
+            return  # the head's life is its agent's business
+        logger.info("deleting slice %s", node_id)
+        self._slices.delete_slice(node_id)
+
+    def terminate_nodes(self, node_ids: list[str]) -> None:
+        for node_id in node_ids:
+            self.terminate_node(node_id)
+
+    def _get(self, node_id: str) -> Slice:
+        with self._lock:
+            return self._known[node_id]

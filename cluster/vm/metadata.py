@@ -1,0 +1,75 @@
+"""The metadata server of a VM: who this host is. Every Compute Engine and TPU VM has one."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import ClusterError
+
+Fetch = Callable[[str], str]
+"""Takes a path below computeMetadata/v1/ and returns its text. Raises ClusterError when there is no answer."""
+
+HOST_ATTRIBUTE = "podlaunch-host"
+"""The custom metadata key that holds the host agent's settings as JSON; written by the node provider."""
+
+
+@dataclass(frozen=True)
+class HostIdentity:
+    """Which host of which slice a VM is."""
+
+    slice_name: str
+    worker_id: int
+    worker_ips: tuple[str, ...]
+    """Addresses of all hosts of the slice, by worker id."""
+    accelerator_type: str
+    topology: str
+
+    @property
+    def ip(self) -> str:
+        return self.worker_ips[self.worker_id]
+
+
+def fetch(path: str, *, timeout: float = 5.0) -> str:
+    """Ask the metadata server. GCE_METADATA_HOST moves it, as Google's own libraries have it."""
+    host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
+    request = urllib.request.Request(f"http://{host}/computeMetadata/v1/{path}", headers={"Metadata-Flavor": "Google"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # link-local: never through a proxy
+    try:
+        with opener.open(request, timeout=timeout) as response:
+            text: str = response.read().decode()
+            return text
+    except (urllib.error.URLError, OSError) as error:
+        raise ClusterError(f"the metadata server at {host} does not answer for {path}: {error}") from error
+
+
+def read_identity(fetch: Fetch) -> HostIdentity:
+    """Raises ClusterError when an attribute is missing or makes no sense: a missing worker id must never become 0."""
+    worker = fetch("instance/attributes/agent-worker-number").strip()
+    endpoints = fetch("instance/attributes/worker-network-endpoints").strip()
+    ips = tuple(entry.rsplit(":", 1)[-1] for entry in endpoints.split(",") if entry)
+    if not worker.isdigit() or int(worker) >= len(ips):
+        raise ClusterError(f"the metadata server calls this host worker {worker!r} of the endpoints {endpoints!r}")
+    return HostIdentity(
+        slice_name=fetch("instance/attributes/instance-id").strip(),
+        worker_id=int(worker),
+        worker_ips=ips,
+        accelerator_type=fetch("instance/attributes/accelerator-type").strip(),
+        topology=parse_tpu_env(fetch("instance/attributes/tpu-env")).get("TOPOLOGY", ""),
+    )
+
+
+def parse_tpu_env(text: str) -> dict[str, str]:
+    """The `KEY: 'value'` lines of the tpu-env attribute."""
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {key.strip(): value.strip().strip("'") for key, value in pairs}
+
+
+def read_settings(fetch: Fetch) -> dict[str, Any]:
+    """The host agent's settings, as the node provider wrote them into the node's metadata."""
+    values = json.loads(fetch(f"instance/attributes/{HOST_ATTRIBUTE}"))
+    assert isinstance(values, dict)
+    return values

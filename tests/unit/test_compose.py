@@ -1,0 +1,110 @@
+"""Composition: conf/ and overrides into a LaunchConfig; every mistake in one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.errors import ConfigError
+from launcher.compose import compose_cluster, compose_config, compose_file, config_dir, load
+
+
+def test_the_defaults_are_an_emulated_v4_16_with_the_nano_model() -> None:
+    config = load(compose_config(["model=gemma"]))
+    assert (config.cluster.name, config.cluster.hosts, config.cluster.chips) == ("local", 2, 8)
+    assert config.model.variant == "gemma3-nano"
+    assert config.data.source == "python_stdlib"
+    assert config.trainer.lr is None
+    assert config.cluster.usd_per_hour == 0.0
+
+
+def test_the_command_of_the_mission_sets_the_learning_rate() -> None:
+    assert load(compose_config(["model=gemma", "trainer.lr=1e-5"])).trainer.lr == 1e-5
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("profile", options("cluster"))
+def test_every_cluster_profile_composes(profile: str) -> None:
+    config = load(compose_config([f"cluster={profile}"]))
+    assert config.cluster.name == profile
+    assert config.model.variant == ("gemma3-nano" if profile == "local" else "gemma3-1b")
+
+
+@pytest.mark.parametrize("name", options("trainer"))
+def test_every_trainer_option_composes(name: str) -> None:
+    load(compose_config([f"trainer={name}"]))
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes(name: str) -> None:
+    load(compose_config([f"experiment={name}"]))
+
+
+@pytest.mark.parametrize("name", ["text", "jsonl"])
+def test_data_of_the_users_own_needs_a_path(name: str) -> None:
+    assert load(compose_config([f"data={name}", "data.path=/x"])).data.path == "/x"
+    with pytest.raises(ConfigError, match=r"data.path is missing"):
+        load(compose_config([f"data={name}"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.lrr=1", "unknown setting 'trainer.lrr'; did you mean 'trainer.lr'?"),
+        ("lr=1", "unknown setting 'lr'; did you mean 'trainer.lr'?"),
+        ("+trainer.foo=1", "unknown setting 'trainer.foo'; known: batch_size"),
+        ("+trainer.step=1", "unknown setting 'trainer.step'; did you mean 'trainer.steps'?"),
+        ("+trainr.lr=1", "unknown setting 'trainr'; did you mean 'trainer'?"),
+        ("modle=gemma", "unknown setting 'modle'; did you mean 'model'?"),
+        ("model=gema", "model=gema: there is no such option; did you mean 'gemma'?"),
+        ("cluster=v7", "cluster=v7: there is no such option"),
+        ("trainer.steps=abc", "trainer.steps: expected a whole number, got 'abc'"),
+        ("trainer.steps=1.5", "trainer.steps: expected a whole number, got '1.5'"),
+        ("run.resume=maybe", "run.resume: expected true or false, got 'maybe'"),
+        ("trainer.lr='", 'cannot read the override "trainer.lr=\'"'),
+        ("gemma", "cannot read the override 'gemma'"),
+        ("run.name=${nowhere}", "nowhere"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_one_line(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(compose_config([override]))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_composes_over_the_defaults_and_overrides_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    values = {
+        "model": "gemma",
+        "data": {"source": "text", "path": "it's, a=b"},
+        "trainer": {"steps": 7, "lr": 1e-4, "mesh": {"fsdp": 2}},
+        "run": {"secrets": ["A", "B"]},
+    }
+    path.write_text(yaml.safe_dump(values))
+    config = compose_file(path, ["trainer.steps=9"])
+    assert (config.trainer.steps, config.trainer.lr, config.trainer.mesh.fsdp) == (9, 1e-4, 2)
+    assert config.data.path == "it's, a=b"
+    assert config.run.secrets == ["A", "B"]
+
+
+def test_what_a_run_directory_holds_composes_to_the_same_config(tmp_path: Path) -> None:
+    config = load(compose_config(["trainer.lr=1e-5", "run.name=x"]))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    assert compose_file(path, []) == config
+
+
+def test_a_cluster_composes_alone() -> None:
+    assert compose_cluster(["cluster=v5e", "cluster.slices=2"]).slices == 2
+
+
+def test_options_of_the_users_own_conf_are_found_behind_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf" / "trainer").mkdir(parents=True)
+    (tmp_path / "conf" / "config.yaml").write_text("server: {port: 80}\n")  # of some other program
+    (tmp_path / "conf" / "trainer" / "mine.yaml").write_text("defaults:\n  - default\nsteps: 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert load(compose_config(["trainer=mine"])).trainer.steps == 3

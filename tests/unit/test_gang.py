@@ -1,0 +1,161 @@
+"""Placement, evidence and the supervisor's account: decisions without Ray."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig
+from launcher.config import DataConfig, LaunchConfig, ModelConfig
+from launcher.gang.evidence import Cause, HostFailure, classify
+from launcher.gang.placement import Host, complete, living_hosts, process_environment
+from launcher.gang.record import RunRecord
+from launcher.runs import RunDirectory, RunState, RunStatus
+
+
+def node(slice_name: str | None, worker: int | None, *, alive: bool = True) -> dict[str, Any]:
+    labels = {} if slice_name is None else {"ray.io/tpu-slice-name": slice_name, "ray.io/tpu-worker-id": str(worker)}
+    return {"NodeID": f"{slice_name}-{worker}", "NodeManagerAddress": f"10.0.0.{worker}", "Alive": alive, "Labels": labels}
+
+
+def hosts(*names: tuple[str, int]) -> list[Host]:
+    return [Host(slice_name, worker, f"10.0.{slice_name[-1]}.{worker}", f"{slice_name}-{worker}") for slice_name, worker in names]
+
+
+def test_hosts_are_ordered_by_slice_and_worker_whatever_ray_says_first() -> None:
+    nodes = [node("s1", 10), node(None, None), node("s1", 2), node("s0", 0), node("other", 0), node("s0", 1, alive=False)]
+    assert [host.name for host in living_hosts(nodes, ["s0", "s1"])] == ["s0/0", "s1/2", "s1/10"]
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        ([("s0", 0), ("s0", 1)], True),
+        ([("s0", 0)], False),
+        ([("s0", 0), ("s0", 0)], False),  # a host that registered twice is not two hosts
+        ([("s0", 0), ("s0", 2)], False),
+        ([("s0", 0), ("s0", 1), ("s1", 0), ("s1", 1)], False),
+    ],
+)
+def test_a_gang_of_one_slice_is_complete_with_each_worker_once(present: list[tuple[str, int]], expected: bool) -> None:
+    assert complete(hosts(*present), slices=1, hosts_per_slice=2) is expected
+
+
+def test_one_slice_gets_no_megascale_variables() -> None:
+    env = process_environment(hosts(("s0", 0), ("s0", 1)), 1, 1234, 5678)
+    assert env == {"PODLAUNCH_COORDINATOR": "10.0.0.0:1234", "PODLAUNCH_NUM_PROCESSES": "2", "PODLAUNCH_PROCESS_ID": "1"}
+
+
+def test_each_process_of_two_slices_knows_its_slice() -> None:
+    gang = hosts(("s0", 0), ("s0", 1), ("s1", 0), ("s1", 1))
+    envs = [process_environment(gang, index, 1234, 5678) for index in range(4)]
+    assert [env["MEGASCALE_SLICE_ID"] for env in envs] == ["0", "0", "1", "1"]
+    assert {env["MEGASCALE_COORDINATOR_ADDRESS"] for env in envs} == {"10.0.0.0:5678"}
+    assert {env["MEGASCALE_NUM_SLICES"] for env in envs} == {"2"}
+
+
+ECHO = HostFailure("s0/1", 10.0, 1, "XlaRuntimeError: Gloo all-reduce failed: Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("failures", "host", "cause"),
+    [
+        ([HostFailure("s0/0", 11.0, -signal.SIGKILL, ""), ECHO], "s0/0", Cause.INFRASTRUCTURE),
+        ([ECHO, HostFailure("s0/0", 10.5, 1, "ValueError: bad batch")], "s0/0", Cause.APPLICATION),
+        ([ECHO], "s0/1", Cause.INFRASTRUCTURE),
+        ([HostFailure("s0/0", 10.0, None, "the host's runner is gone")], "s0/0", Cause.INFRASTRUCTURE),
+        ([HostFailure("s0/0", 10.0, 1, "XlaRuntimeError: RESOURCE_EXHAUSTED: out of HBM")], "s0/0", Cause.OOM),
+        ([HostFailure("s0/1", 10.2, 1, "KeyError: 'a'"), HostFailure("s0/0", 10.1, 1, "KeyError: 'b'")], "s0/0", Cause.APPLICATION),
+    ],
+)
+def test_the_first_cause_wins_over_its_echoes(failures: list[HostFailure], host: str, cause: Cause) -> None:
+    first, found = classify(failures)
+    assert (first.host, found) == (host, cause)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "a-run")
+    config = LaunchConfig(
+        ClusterConfig(name="c", accelerator_type="v4-16", cloud="emulated"), ModelConfig("gemma3-nano"), DataConfig("python_stdlib")
+    )
+    directory.create(config)
+    directory.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0))
+    return directory
+
+
+def record_of(run: RunDirectory, clock: Clock, usd_per_hour: float | None = 3600.0) -> RunRecord:
+    status = run.status()
+    assert status is not None
+    return RunRecord(run, status, clock, usd_per_hour)
+
+
+def test_every_second_between_start_and_end_belongs_to_a_phase(run: RunDirectory) -> None:
+    clock = Clock()
+    record = record_of(run, clock)
+    for state, phase, seconds in (
+        (RunState.STARTING, "waiting for slices", 5.0),
+        (RunState.STARTING, "starting processes", 3.0),
+        (RunState.RECOVERING, "recovering", 2.0),
+    ):
+        record.enter(state, phase)
+        clock.now += seconds
+    record.apply({"event": "phase", "phase": "training"})
+    clock.now += 30.0
+    record.apply({"event": "step", "step": 7, "total_steps": 10, "loss": 2.5, "tokens_per_second": 10.0, "mfu": None})
+    record.enter(RunState.SUCCEEDED, "", ended_at=clock.now)
+    clock.now += 99.0  # after the end nothing counts
+    record.write()
+    status = run.status()
+    assert status is not None
+    assert status.phases == {"waiting for slices": 5.0, "starting processes": 3.0, "recovering": 2.0, "training": 30.0}
+    assert (status.step, status.total_steps, status.loss, status.goodput) == (7, 10, 2.5, 0.75)
+
+
+def test_slices_cost_from_when_the_run_holds_them_until_it_gives_them_back(run: RunDirectory) -> None:
+    clock = Clock()
+    record = record_of(run, clock, usd_per_hour=3600.0)
+    record.enter(RunState.STARTING, "waiting for slices")
+    clock.now += 100
+    record.hold_slices(["s0"], 2)
+    clock.now += 7
+    record.hold_slices([], 2)
+    clock.now += 100
+    record.write()
+    status = run.status()
+    assert status is not None
+    assert status.cost_usd == 7.0
+
+
+def test_the_first_step_makes_a_run_running_and_says_so_once(run: RunDirectory) -> None:
+    record = record_of(run, Clock())
+    record.enter(RunState.STARTING, "starting processes")
+    for step in (1, 2):
+        record.apply({"event": "step", "step": step, "total_steps": 10, "loss": None, "tokens_per_second": None, "mfu": None})
+    events = [event["event"] for event in run.events()]
+    assert record.status.state is RunState.RUNNING
+    assert events.count("first_step") == 1
+
+
+def test_a_transition_that_no_run_makes_is_refused(run: RunDirectory) -> None:
+    record = record_of(run, Clock())
+    with pytest.raises(ValueError, match="QUEUED -> RUNNING is no transition"):
+        record.enter(RunState.RUNNING, "training")
+
+
+def test_a_status_of_a_later_version_is_still_read(run: RunDirectory) -> None:
+    path = run.path / "status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "added_later": 1}))
+    status = run.status()
+    assert status is not None
+    assert status.state is RunState.QUEUED

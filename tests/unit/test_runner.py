@@ -1,0 +1,79 @@
+"""The runner's child: events, exit codes, logs, and its death with its parent. Real processes, no Ray."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launcher.gang.runner import Child, Event
+
+TALK = """
+import json, os, sys
+print("to the log")
+with os.fdopen(int(os.environ["PODLAUNCH_EVENT_FD"]), "w") as events:
+    events.write(json.dumps({"event": "step", "step": 1}) + "\\nnot json\\n")
+sys.exit(3)
+"""
+SLEEP = "import time; print('up', flush=True); time.sleep(60)"
+
+
+def start(program: str, log: Path) -> tuple[Child, "queue.Queue[Event]"]:
+    events: queue.Queue[Event] = queue.Queue()
+    return Child([sys.executable, "-c", program], dict(os.environ), log, events), events
+
+
+def test_a_child_says_events_and_ends_with_its_exit_code(tmp_path: Path) -> None:
+    _, events = start(TALK, tmp_path / "logs" / "0" / "host-0.log")
+    found = [events.get(timeout=20) for _ in range(3)]
+    assert found[0] == {"event": "step", "step": 1}
+    assert found[1] == {"event": "noise", "text": "not json"}
+    assert (found[2]["event"], found[2]["code"], found[2]["last_line"]) == ("exit", 3, "to the log")
+
+
+def test_a_killed_child_reports_the_signal(tmp_path: Path) -> None:
+    child, events = start(SLEEP, tmp_path / "log")
+    child.signal(signal.SIGKILL)
+    assert child.wait(20)
+    assert events.get(timeout=20)["code"] == -signal.SIGKILL
+
+
+def test_a_program_that_cannot_be_started_raises(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Child([str(tmp_path / "missing")], dict(os.environ), tmp_path / "log", queue.Queue())
+
+
+def test_output_of_a_second_attempt_is_added_to_the_log(tmp_path: Path) -> None:
+    for _ in range(2):
+        _, events = start("print('once more')", tmp_path / "log")
+        assert events.get(timeout=20)["event"] == "exit"
+    assert (tmp_path / "log").read_text() == "once more\nonce more\n"
+
+
+def test_a_training_process_dies_with_its_runner(tmp_path: Path) -> None:
+    """The child asks the kernel for it before anything else; here its parent is killed the hard way."""
+    program = "from launcher.training.child import die_with_parent; die_with_parent(); import time; print('up', flush=True); time.sleep(60)"
+    runner = (
+        "import os, queue, sys, time; from pathlib import Path; from launcher.gang.runner import Child;"
+        f"child = Child([sys.executable, '-c', {program!r}], dict(os.environ), Path({str(tmp_path / 'log')!r}), queue.Queue());"
+        "print(child._process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", runner], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    deadline = time.monotonic() + 20
+    while "up" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)  # another process's file: nothing to wait on
+    parent.kill()
+    parent.wait(20)
+    parent.stdout.close()
+    try:
+        psutil.Process(pid).wait(20)
+    except psutil.NoSuchProcess:
+        return
+    assert not psutil.pid_exists(pid)

@@ -1,0 +1,211 @@
+"""The supervisor's decisions, with Ray replaced at its seam: a gang that says what the test scripted."""
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from cluster.config import ClusterConfig
+from launcher.config import DataConfig, LaunchConfig, ModelConfig
+from launcher.gang.gang import Gang, GangLost
+from launcher.gang.placement import Host
+from launcher.gang.record import RunRecord
+from launcher.gang.runner import Event
+from launcher.gang.supervisor import EXIT_STOPPED, Supervisor
+from launcher.runs import RunDirectory, RunState, RunStatus
+
+Script = list[tuple[int, Event]]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class ScriptedGang:
+    """Two hosts; attempt k says what `scripts[k]` holds, one event a poll, while the clock goes on."""
+
+    def __init__(self, clock: Clock, *scripts: Script, unreachable_at: int | None = None) -> None:
+        self._clock = clock
+        self._scripts = list(scripts)
+        self._unreachable_at = unreachable_at
+        self._script: Script = []
+        self.hosts: list[Host] = []
+        self.calls: list[str] = []
+
+    def reserve(self) -> str:
+        self.calls.append("reserve")
+        return "group"
+
+    def reserved(self, group: str, timeout: float) -> bool:
+        self._clock.now += timeout
+        return True
+
+    def find_hosts(self, group: str) -> bool:
+        self.hosts = [Host("s0", worker, f"10.0.0.{worker}", f"n{worker}") for worker in range(2)]
+        return True
+
+    def place(self) -> None:
+        self.calls.append("place")
+
+    def start(self, attempt: int, extra_environment: Mapping[str, str], timeout: float) -> None:
+        self.calls.append(f"start {attempt}")
+        if attempt == self._unreachable_at:
+            raise GangLost("the actor is dead")
+        self._script = self._scripts.pop(0)
+
+    def poll(self, timeout: float) -> Script:
+        self._clock.now += timeout
+        return [self._script.pop(0)] if self._script else []
+
+    def terminate(self) -> None:
+        self.calls.append("terminate")
+        self._script = [(0, exited(EXIT_STOPPED)), (1, exited(EXIT_STOPPED))]
+
+    def kill(self, timeout: float) -> None:
+        self.calls.append("kill")
+
+    def release(self) -> None:
+        self.calls.append("release")
+        self.hosts = []
+
+
+def exited(code: int, last_line: str = "") -> Event:
+    return {"event": "exit", "code": code, "time": 0.0, "last_line": last_line}
+
+
+def step(number: int) -> Event:
+    return {"event": "step", "step": number, "total_steps": 10, "loss": 1.0, "tokens_per_second": 1.0, "mfu": None}
+
+
+def failed(error: str) -> Event:
+    return {"event": "error", "error": error}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "a-run")
+    cluster = ClusterConfig(name="c", accelerator_type="v4-16", cloud="emulated")
+    directory.create(LaunchConfig(cluster, ModelConfig("gemma3-nano"), DataConfig("python_stdlib")))
+    directory.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0))
+    return directory
+
+
+def supervise(run: RunDirectory, gang: ScriptedGang, clock: Clock, *, max_restarts: int = 3, interrupt: bool = False) -> RunStatus:
+    status = run.status()
+    assert status is not None
+    record = RunRecord(run, status, clock, None)
+    record.enter(RunState.STARTING, "connecting to Ray")
+    supervisor = Supervisor(run, cast(Gang, gang), record, max_restarts, clock)
+    if interrupt:
+        supervisor.interrupt()
+    supervisor.run()
+    status = run.status()
+    assert status is not None
+    assert gang.hosts == [], "slices are given back"
+    return status
+
+
+def test_a_gang_whose_processes_all_end_well_succeeds(run: RunDirectory) -> None:
+    clock = Clock()
+    gang = ScriptedGang(clock, [(0, step(1)), (0, step(10)), (0, exited(0)), (1, exited(0))])
+    status = supervise(run, gang, clock)
+    assert (status.state, status.step, status.recoveries.total, status.hosts) == (RunState.SUCCEEDED, 10, 0, 2)
+    assert gang.calls == ["reserve", "place", "start 0", "release"]
+
+
+def test_a_killed_process_costs_one_recovery_and_the_same_hosts_go_on(run: RunDirectory) -> None:
+    clock = Clock()
+    gang = ScriptedGang(
+        clock,
+        [(0, step(4)), (1, exited(-signal.SIGKILL)), (0, exited(1, "XlaRuntimeError: Gloo: Connection closed by peer"))],
+        [(0, step(5)), (0, exited(0)), (1, exited(0))],
+    )
+    status = supervise(run, gang, clock)
+    assert (status.state, status.attempt, status.recoveries.infrastructure) == (RunState.SUCCEEDED, 1, 1)
+    assert status.first_failure is not None
+    assert status.first_failure.host == "s0/1"
+    assert "SIGKILL" in status.first_failure.error
+    assert gang.calls == ["reserve", "place", "start 0", "kill", "start 1", "release"]
+
+
+def test_a_lost_host_means_new_hosts(run: RunDirectory) -> None:
+    clock = Clock()
+    lost = {"event": "lost", "error": "the host's runner is gone"}
+    gang = ScriptedGang(clock, [(0, step(4)), (1, lost)], [(0, exited(0)), (1, exited(0))])
+    status = supervise(run, gang, clock)
+    assert (status.state, status.recoveries.infrastructure) == (RunState.SUCCEEDED, 1)
+    assert gang.calls == ["reserve", "place", "start 0", "release", "reserve", "place", "start 1", "release"]
+
+
+def test_hosts_lost_before_the_start_are_replaced_too(run: RunDirectory) -> None:
+    clock = Clock()
+    gang = ScriptedGang(clock, [(0, exited(0)), (1, exited(0))], unreachable_at=0)
+    assert supervise(run, gang, clock).state is RunState.SUCCEEDED
+
+
+def test_an_error_of_the_program_ends_the_run_with_its_host_and_words(run: RunDirectory) -> None:
+    clock = Clock()
+    gang = ScriptedGang(clock, [(0, step(3)), (1, failed("ValueError: bad")), (1, exited(1, "...")), (0, exited(1, "Gloo: heartbeat"))])
+    status = supervise(run, gang, clock)
+    assert (status.state, status.reason) == (RunState.FAILED, "application error")
+    assert status.first_failure is not None
+    assert (status.first_failure.host, status.first_failure.error) == ("s0/1", "ValueError: bad")
+    assert status.ended_at is not None
+
+
+def test_infrastructure_failures_end_the_run_once_the_budget_is_used_up(run: RunDirectory) -> None:
+    clock = Clock()
+    scripts: list[Script] = [[(0, step(number)), (0, exited(-signal.SIGKILL))] for number in range(1, 5)]
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, max_restarts=2)
+    assert (status.state, status.recoveries.infrastructure) == (RunState.FAILED, 2)
+    assert status.reason == "run.max_restarts=2 is used up"
+
+
+def test_the_same_error_at_the_same_step_twice_is_a_crash_loop(run: RunDirectory) -> None:
+    clock = Clock()
+    scripts: list[Script] = [[(0, step(3)), (0, failed("UNAVAILABLE: no device")), (0, exited(1))] for _ in range(3)]
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, max_restarts=10)
+    assert (status.state, status.reason) == (RunState.FAILED, "crash loop: the same error twice at step 3")
+
+
+def test_a_stop_lets_the_gang_checkpoint_and_end(run: RunDirectory) -> None:
+    clock = Clock()
+    run.request_stop()
+    gang = ScriptedGang(clock, [(0, step(3))])
+    # The stop is seen while it waits for slices only if they are not there; here they are, so the gang is asked.
+    status = supervise(run, gang, clock)
+    assert status.state is RunState.STOPPED
+    assert "terminate" in gang.calls
+
+
+def test_sigterm_to_the_supervisor_stops_the_run(run: RunDirectory) -> None:
+    clock = Clock()
+    assert supervise(run, ScriptedGang(clock, [(0, step(3))]), clock, interrupt=True).state is RunState.STOPPED
+
+
+def test_processes_that_do_not_heed_a_stop_are_killed(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Deaf(ScriptedGang):
+        def terminate(self) -> None:
+            self.calls.append("terminate")
+
+    run.request_stop()
+    status = supervise(run, Deaf(clock, [(0, step(3))]), clock)
+    assert status.state is RunState.STOPPED
+    assert status.reason is not None
+    assert "were killed" in status.reason
+
+
+def test_every_change_of_state_is_an_event(run: RunDirectory) -> None:
+    clock = Clock()
+    script: Script = [(0, step(1)), (1, exited(-signal.SIGKILL))]
+    supervise(run, ScriptedGang(clock, script, [(0, step(2)), (0, exited(0)), (1, exited(0))]), clock)
+    states: list[Any] = [event["state"] for event in run.events() if event["event"] == "state"]
+    assert states == ["STARTING", "RUNNING", "RECOVERING", "RUNNING", "SUCCEEDED"]

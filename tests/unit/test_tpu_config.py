@@ -1,0 +1,121 @@
+"""TPUConfig and ClusterConfig."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from cluster.config import ClusterConfig, TPUConfig
+from cluster.errors import ConfigError
+from cluster.tpu.catalog import all_types
+
+LABELS = st.dictionaries(
+    st.from_regex(r"[a-f][-_a-z0-9]{0,10}", fullmatch=True), st.from_regex(r"[-_a-z0-9]{0,10}", fullmatch=True), max_size=4
+)
+CONFIGS = st.builds(
+    ClusterConfig,
+    name=st.from_regex(r"[a-z]([-a-z0-9]{0,40}[a-z0-9])?", fullmatch=True),
+    project=st.none() | st.from_regex(r"[a-z][-a-z0-9]{4,28}[a-z0-9]", fullmatch=True),
+    zones=st.lists(st.sampled_from(["us-central2-b", "europe-west4-a", "northamerica-northeast1-c"]), max_size=3, unique=True),
+    accelerator_type=st.sampled_from([kind.name for kind in all_types()]),
+    slices=st.integers(1, 64),
+    provisioning=st.sampled_from(["on-demand", "spot"]),
+    labels=LABELS,
+    idle_minutes=st.none() | st.floats(0.1, 1e6),
+    cloud=st.sampled_from(["google", "emulated"]),
+)
+
+
+@given(CONFIGS)
+def test_round_trip_through_yaml_gives_the_same_config(config: ClusterConfig) -> None:
+    assert ClusterConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+
+
+@given(CONFIGS)
+def test_round_trip_through_omegaconf_gives_the_same_config(config: ClusterConfig) -> None:
+    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ClusterConfig), config.to_dict())) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"name": "Mine"}, "name 'Mine'"),
+        ({"name": "a" * 43}, "at most 42"),
+        ({"name": "ends-"}, "name 'ends-'"),
+        ({"project": "P"}, "project 'P'"),
+        ({"zones": ["us-central2"]}, "zones 'us-central2': a zone looks like us-central2-b"),
+        ({"zones": ["us-east5-a", "us-east5-a"]}, "zones: 'us-east5-a' is given twice"),
+        ({"accelerator_type": "v4-17"}, "nearest: v4-8, v4-16, v4-32"),
+        ({"slices": 0}, "slices 0: must be at least 1"),
+        ({"provisioning": "sport"}, "did you mean 'spot'?"),
+        ({"provisioning": "reserved"}, "reservation is missing"),
+        ({"reservation": "mine"}, "set provisioning=reserved too"),
+        ({"labels": {"Team": "a"}}, "labels: key 'Team'"),
+        ({"labels": {"team": "A B"}}, "labels.team 'A B'"),
+        ({"labels": {"podlaunch-cluster": "x"}}, "are taken"),
+        ({"tags": ["-x"]}, "tags '-x'"),
+        ({"service_account": "me"}, "service_account 'me'"),
+        ({"endpoint": "https://tpu.googleapis.com"}, "without https://"),
+        ({"zonse": []}, "did you mean 'zones'?"),
+        ({"slices": "two"}, "slices: expected a whole number, got 'two'"),
+    ],
+)
+def test_from_dict_wrong_value_names_the_field(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TPUConfig.from_dict({"name": "mine", "accelerator_type": "v4-16", **settings})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_from_dict_several_wrong_values_give_a_line_each() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.from_dict({"name": "Mine", "accelerator_type": "v4-17", "slices": 0, "min_slices": 3, "max_slices": 2})
+    lines = str(caught.value).splitlines()
+    assert [line.split()[0] for line in lines] == ["cluster.name", "cluster.accelerator_type", "cluster.slices", "cluster.max_slices"]
+
+
+def test_from_yaml_reads_what_is_there_and_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "tpu.yaml"
+    path.write_text("name: mine\ngeneration: v5p\ntopology: 2x2x2\n")
+    assert TPUConfig.from_yaml(path).accelerator.name == "v5p-16"
+    path.write_text("name: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        TPUConfig.from_yaml(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        TPUConfig.from_yaml(tmp_path / "none.yaml")
+
+
+def test_with_environment_fills_only_what_is_not_given() -> None:
+    env = {"GOOGLE_CLOUD_PROJECT": "from-env", "PODLAUNCH_ZONES": "us-east5-a, us-east5-b"}
+    bare = TPUConfig("mine", accelerator_type="v4-8")
+    filled = bare.with_environment(env)
+    assert (filled.project, filled.zones) == ("from-env", ["us-east5-a", "us-east5-b"])
+    given_ = dataclasses.replace(bare, project="my-project", zones=["us-central2-b"])
+    assert given_.with_environment(env) == given_
+    assert bare.with_environment({}) == bare
+
+
+def test_missing_project_and_zones_name_the_variable_that_gives_them() -> None:
+    config = ClusterConfig("mine", accelerator_type="v4-8")
+    with pytest.raises(ConfigError, match="GOOGLE_CLOUD_PROJECT"):
+        _ = config.effective_project
+    with pytest.raises(ConfigError, match="PODLAUNCH_ZONES"):
+        _ = config.effective_zones
+
+
+def test_emulated_cluster_needs_neither_project_nor_zones() -> None:
+    config = ClusterConfig("mine", accelerator_type="v4-16", cloud="emulated", slices=3)
+    assert (config.effective_project, config.effective_zones) == ("podlaunch-emulated", ["us-central2-b"])
+    assert config.with_environment({"GOOGLE_CLOUD_PROJECT": "from-env", "PODLAUNCH_ZONES": "us-east5-a"}) == config
+    assert (config.chips, config.hosts, config.effective_max_slices) == (24, 6, 3)
+
+
+@pytest.mark.parametrize(("provisioning", "usd"), [("on-demand", 2 * 8 * 3.22), ("spot", 2 * 8 * 0.92)])
+def test_usd_per_hour_counts_all_slices_by_provisioning(provisioning: str, usd: float) -> None:
+    config = TPUConfig("mine", accelerator_type="v4-16", slices=2, provisioning=provisioning)
+    assert config.usd_per_hour == pytest.approx(usd)
