@@ -1,0 +1,1 @@
+"""What runs: from a config to a finished run."""

@@ -1,0 +1,106 @@
+"""`tpu train run|attach|status|logs|stop`: training runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cluster.errors import PodlaunchError
+from launcher import app as launcher_app
+from launcher.cli.options import CONSOLE, cluster_of, locate_run
+from launcher.compose import compose_file
+from launcher.follow import follow
+from launcher.runs import FINAL, RunState, list_runs
+
+app = typer.Typer(help="Training runs.", no_args_is_help=True, rich_markup_mode=None)
+
+Root = Annotated[Path, typer.Option("--root", help="The folder that holds run directories.")]
+Run = Annotated[str, typer.Argument(help="A run's name, or the path of its directory.")]
+DEFAULT_ROOT = Path("runs")
+
+
+@app.command("run")
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file with model, data, trainer, run and cluster settings.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="As for launch.py.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="The run directory itself.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's newest good checkpoint.")] = False,
+    detach: Annotated[bool, typer.Option(help="Submit and return.")] = False,
+) -> None:
+    """Train as a config file says."""
+    given = list(overrides or [])
+    if output_dir is not None:
+        place = output_dir.absolute()
+        given += [f"run.root='{place.parent}'", f"run.name='{place.name}'"]
+    if resume:
+        given.append("run.resume=true")
+    raise typer.Exit(launcher_app.launch(compose_file(config, given), CONSOLE, detach=detach))
+
+
+@app.command("attach")
+def attach(run: Run, root: Root = DEFAULT_ROOT) -> None:
+    """Follow a run that is going on."""
+    directory = locate_run(run, root)
+    raise typer.Exit(follow(directory, CONSOLE, check=launcher_app.supervisor_watch(cluster_of(directory), directory)))
+
+
+@app.command("status")
+def status(
+    run: Annotated[str | None, typer.Argument(help="One run; without it, a table of all.")] = None,
+    root: Root = DEFAULT_ROOT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Show runs."""
+    directories = [locate_run(run, root)] if run is not None else list_runs(root)
+    found = [status for directory in directories if (status := directory.status()) is not None]
+    if as_json:
+        rows = [status.to_dict() for status in found]
+        print(json.dumps(rows[0] if run is not None else rows, indent=1))
+        return
+    table = Table("RUN", "STATUS", "STEP", "LOSS", "RECOVERIES", "DURATION", box=None)
+    for one in found:
+        loss = "" if one.loss is None else f"{one.loss:.4f}"
+        minutes = ((one.ended_at or one.updated_at) - one.started_at) / 60
+        table.add_row(one.run_id, one.state, f"{one.step}/{one.total_steps}", loss, str(one.recoveries.total), f"{minutes:.1f} min")
+    CONSOLE.print(table)
+    for one in found if run is not None else []:
+        if one.reason:
+            CONSOLE.print(one.reason, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command("logs")
+def logs(
+    run: Run,
+    root: Root = DEFAULT_ROOT,
+    host: Annotated[int | None, typer.Option(help="Only this host.")] = None,
+    attempt: Annotated[int | None, typer.Option(help="This attempt instead of the newest.")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="Only so many last lines of each host.")] = None,
+) -> None:
+    """Print what a run's training processes wrote, each line with its host; also when the cluster is gone."""
+    directory = locate_run(run, root)
+    attempts = sorted(int(path.name) for path in (directory.path / "logs").glob("[0-9]*"))
+    chosen = attempt if attempt is not None else (attempts[-1] if attempts else 0)
+    files = sorted((directory.path / "logs" / str(chosen)).glob("host-*.log"))
+    wanted = [path for path in files if host is None or path.stem == f"host-{host}"]
+    if not wanted:
+        raise PodlaunchError(f"run {directory.run_id!r} has no such logs; attempts: {', '.join(map(str, attempts)) or 'none yet'}")
+    for path in wanted:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines[-tail:] if tail is not None else lines:
+            print(f"{path.stem}  {line}")
+
+
+@app.command("stop")
+def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
+    """Ask a run to checkpoint and end."""
+    directory = locate_run(run, root)
+    status = directory.status()
+    if status is not None and status.state in FINAL:
+        raise PodlaunchError(f"run {directory.run_id!r} is {status.state} already")
+    directory.request_stop()
+    if reason := launcher_app.supervisor_gone(cluster_of(directory), directory):
+        launcher_app.end_orphan(directory, RunState.STOPPED, reason)
+    text = f"run {directory.run_id!r} will checkpoint and end; follow it with: tpu train attach {directory.path}"
+    CONSOLE.print(text, highlight=False, soft_wrap=True)

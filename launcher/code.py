@@ -1,0 +1,84 @@
+"""The code of a run: what its training processes import, stored in the run directory as a content-addressed zip.
+
+    podlaunch/   our own packages, first on the training process's path, so that no module of the user's can shadow them
+    user/        the folder that `run.code` names, last on the path
+
+Equal code gives an equal file (fixed times, sorted names), so its hash names the folder that it is unpacked into on a host.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.errors import ConfigError
+
+PACKAGES = ("launcher", "cluster")
+MAX_BYTES = 100 * 2**20
+_SKIPPED_FOLDERS = frozenset(
+    {".git", ".venv", "venv", "__pycache__", "node_modules", "runs", "outputs", "multirun", "checkpoints", "wandb"}
+)
+_SKIPPED_FILES = frozenset({".env"})
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def package_root() -> Path:
+    """The folder that holds our packages: a checkout, or site-packages."""
+    return Path(__file__).resolve().parent.parent
+
+
+def pack(user_code: Path | None) -> bytes:
+    """The zip of our packages and the user's folder. Raises ConfigError when that is missing or too large."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for package in PACKAGES:
+            for path in sorted((package_root() / package).rglob("*.py")):
+                _add(archive, f"podlaunch/{path.relative_to(package_root())}", path)
+        if user_code is not None:
+            for path in _user_files(user_code):
+                _add(archive, f"user/{path.relative_to(user_code)}", path)
+    return buffer.getvalue()
+
+
+def unpack(archive: Path, cache: Path) -> Path:
+    """The folder below `cache` that holds the archive's content; made once for each content, safe when several ask at once."""
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()[:16]
+    target = cache / digest
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=cache, prefix=f".{digest}."))
+    with zipfile.ZipFile(archive) as zipped:
+        zipped.extractall(temporary)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        shutil.rmtree(temporary)  # another process was first, with the same content
+    return target
+
+
+def _add(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    archive.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def _user_files(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"run.code {folder}: no such folder")
+    total = 0
+    for base, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
+        for name in sorted(set(files) - _SKIPPED_FILES):
+            path = Path(base) / name
+            if not path.is_file():
+                continue
+            total += path.stat().st_size
+            if total > MAX_BYTES:
+                limit = MAX_BYTES // 2**20
+                raise ConfigError(f"run.code {folder} holds more than {limit} MiB; keep data and checkpoints out of the code folder")
+            yield path

@@ -1,0 +1,170 @@
+"""From conf/ and the command line to one validated LaunchConfig; every mistake becomes one line that says what to do."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cluster.config import ClusterConfig
+from cluster.errors import ConfigError
+from cluster.schema import did_you_mean
+from launcher.config import LaunchConfig, read_yaml
+
+CONFIG_NAME = "config"
+_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
+def config_dir() -> Path:
+    """Our conf/: beside the packages, in a checkout as in site-packages. Never found through sys.path, where a user's may stand first."""
+    return Path(__file__).resolve().parent.parent / "conf"
+
+
+def register_schema() -> None:
+    """Give Hydra the types. Frozen dataclasses would make the composed config read-only for Hydra's own overrides, so it is thawed."""
+    schema = OmegaConf.structured(LaunchConfig)
+    _thaw(schema)
+    ConfigStore.instance().store(name="schema", node=schema)
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """The composed config, not yet resolved. Raises ConfigError, one line, for whatever is wrong with the overrides."""
+    register_schema()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return compose(CONFIG_NAME, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def load(config: DictConfig) -> LaunchConfig:
+    """The one load function: resolved, checked for unknown keys (`+` hides them from Hydra), turned into frozen objects."""
+    try:
+        # A copy without the schema's types, else a missing mandatory value could not be told from a wrong one.
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    plain.pop("local", None)
+    plain.pop("experiment", None)
+    return LaunchConfig.from_dict(_without_missing({str(key): value for key, value in plain.items()}))
+
+
+def compose_file(path: Path, overrides: Sequence[str]) -> LaunchConfig:
+    """A YAML file over the defaults of conf/, and overrides over both. Group names may be given as text: `model: gemma`.
+
+    Raises ConfigError for a missing or broken file, an unknown key, a wrong value.
+    """
+    values = read_yaml(path)
+    groups = [f"{key}={value}" for key, value in values.items() if isinstance(value, str)]
+    settings = [f"{key}={_quote(value)}" for key, value in _flatten({k: v for k, v in values.items() if not isinstance(v, str)}, "")]
+    return load(compose_config([*groups, *settings, *overrides]))
+
+
+def compose_cluster(overrides: Sequence[str]) -> ClusterConfig:
+    """The `cluster` part alone, for commands that start no run."""
+    plain = OmegaConf.to_container(compose_config(overrides).cluster, resolve=True)
+    assert isinstance(plain, dict)
+    return ClusterConfig.from_dict({str(key): value for key, value in plain.items()})
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra's or OmegaConf's."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r}: write key=value, and quote values that hold '=', ',' or spaces: 'key=\"a=b\"'"
+    if isinstance(error, MissingConfigException):
+        return _explain_missing_option(error, text)
+    if found := re.search(r"Could not override '([^']*)'", text):
+        return _explain_unknown_key(found.group(1), error.__cause__)
+    if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
+        return explain(error.__cause__)
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        wrong_type = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", text)
+        if wrong_type:
+            value, kind = wrong_type.groups()
+            return f"{error.full_key}: expected {_KINDS.get(kind, kind)}, got {value!r}"
+        if wrong_bool := re.match(r"Value '(.*)' is not a valid bool", text):
+            return f"{error.full_key}: expected true or false, got {wrong_bool.group(1)!r}"
+        return f"{error.full_key}: {text.splitlines()[0]}"
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _explain_missing_option(error: MissingConfigException, text: str) -> str:
+    found = re.search(r"Could not find '([^']*)/([^'/]*)'", text)
+    if not found or not error.options:
+        return " ".join(text.split())
+    group, option = found.groups()
+    return f"{group}={option}: there is no such option{did_you_mean(option, error.options)}"
+
+
+def _explain_unknown_key(key: str, cause: BaseException | None) -> str:
+    unknown = getattr(cause, "full_key", None) or key
+    return f"unknown setting {unknown!r}{_nearest(unknown, known_keys())}"
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    by_leaf = [name for name in names if difflib.SequenceMatcher(None, name.rsplit(".", 1)[-1], key.rsplit(".", 1)[-1]).ratio() > 0.75]
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.7) or by_leaf[:1]
+    return f"; did you mean {near[0]!r}?" if near else f"; the groups are {', '.join(n for n in names if '.' not in n)}"
+
+
+def known_keys() -> list[str]:
+    """Every dotted key that may be set."""
+    schema = OmegaConf.structured(LaunchConfig)
+    _thaw(schema)
+    return [*_dotted(schema, ""), "experiment"]
+
+
+def _dotted(node: Any, prefix: str) -> Iterable[str]:
+    for key in node:
+        yield f"{prefix}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _dotted(child, f"{prefix}{key}.")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _quote(value: Any) -> str:
+    """A value as Hydra's override grammar writes it."""
+    if value is None or isinstance(value, bool | int | float):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(_quote(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_quote(item)}" for key, item in value.items()) + "}"
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _thaw(node: DictConfig) -> None:
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            if child._is_missing():  # a group without a default: its type is known, its values come from conf/
+                node[key] = OmegaConf.structured(child._metadata.ref_type)
+                child = cast(DictConfig, node._get_node(key))
+            if not child._is_none() and OmegaConf.get_type(child) is not dict:
+                _thaw(child)
+
+
+def _without_missing(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _without_missing(value) if isinstance(value, Mapping) else value for key, value in values.items() if value != "???"}

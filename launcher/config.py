@@ -1,0 +1,285 @@
+"""The configuration of a run: frozen dataclasses, validated; the only schema behind conf/, YAML files and Python calls.
+
+    LaunchConfig                 everything that `python launch.py` composes
+    ├── run      RunConfig       name, place and life of the run
+    ├── cluster  ClusterConfig   where it runs (cluster/config.py)
+    ├── model    ModelConfig   ┐
+    ├── data     DataConfig    ├ TrainingConfig: what is trained; needs no cluster
+    └── trainer  TrainerConfig ┘
+
+Every check that needs no cloud stands here or in `launcher/preflight.py`, so that a wrong setting costs no cloud second.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from cluster.config import ClusterConfig
+from cluster.errors import ConfigError
+from cluster.schema import build, did_you_mean, to_plain
+from launcher.models.variants import VARIANTS, Variant
+
+RUN_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+DATA_SOURCES = ("python_stdlib", "text", "jsonl")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Name, place and life of one run."""
+
+    name: str | None = None
+    """Null: `<variant>-<date>-<time>-<short hash>`."""
+    root: str | None = None
+    """The folder that holds run directories; null: `runs` for a cluster of this machine, else gs://$PODLAUNCH_BUCKET/runs."""
+    resume: bool = False
+    """Go on with the run of this name from its newest good checkpoint."""
+    code: str | None = None
+    """A folder of your own modules to ship with the run; importable in the training processes only."""
+    max_restarts: int = 10
+    """How many times a failed gang is started again before the run counts as FAILED."""
+    secrets: list[str] = field(default_factory=list)
+    """Names of environment variables (or .env entries) handed to the training processes. Never values."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not RUN_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"run.name {self.name!r}: use lower-case letters, digits, '-', '_' and '.', at most 63, "
+                "beginning and ending with a letter or digit"
+            )
+        if self.resume and self.name is None:
+            raise ConfigError("run.resume=true needs run.name=<the run to go on with>")
+        _at_least("run.max_restarts", self.max_restarts, 0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is trained. `variant` fixes its shape (launcher/models/variants.py)."""
+
+    variant: str
+    family: str = "gemma"
+
+    def __post_init__(self) -> None:
+        known = [name for name, variant in VARIANTS.items() if variant.family == self.family]
+        if not known:
+            families = sorted({variant.family for variant in VARIANTS.values()})
+            raise ConfigError(f"model.family {self.family!r} is unknown{did_you_mean(self.family, families)}")
+        if self.variant not in known:
+            raise ConfigError(f"model.variant {self.variant!r} is unknown{did_you_mean(self.variant, known)}")
+
+    @property
+    def shape(self) -> Variant:
+        return VARIANTS[self.variant]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text is trained on."""
+
+    source: str
+    """python_stdlib (the interpreter's own library), text (a file or folder), jsonl (prompt/response records)."""
+    path: str | None = None
+    """Where `text` and `jsonl` read: a file, or a folder whose files are all read."""
+    held_out: float = 0.02
+    """The fraction of documents kept out of training, chosen by a hash of each document, so that it never leaks."""
+    max_bytes: int | None = None
+    """Read only about this much of the source, in a fixed order; null reads all."""
+
+    def __post_init__(self) -> None:
+        if self.source not in DATA_SOURCES:
+            raise ConfigError(f"data.source {self.source!r} is unknown{did_you_mean(self.source, DATA_SOURCES)}")
+        if self.source != "python_stdlib" and not self.path:
+            raise ConfigError(f"data.path is missing: data={self.source} reads your own file, give data.path=<file or folder>")
+        if self.source == "python_stdlib" and self.path:
+            raise ConfigError("data.path does not belong to data=python_stdlib; use data=text data.path=... for your own text")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"data.held_out {self.held_out}: give a fraction between 0 and 1, for example 0.02")
+        if self.max_bytes is not None:
+            _at_least("data.max_bytes", self.max_bytes, 1)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many ways the devices are split along each axis; -1 (at most one of them) takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = (self.data, self.fsdp, self.tensor)
+        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ConfigError(
+                f"trainer.mesh {{data: {self.data}, fsdp: {self.fsdp}, tensor: {self.tensor}}}: "
+                "sizes are at least 1, and at most one of them is -1"
+            )
+
+    def resolve(self, devices: int) -> "MeshConfig":
+        """The same mesh with -1 filled in for `devices` devices. Raises ConfigError when it does not divide."""
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        given = math.prod(size for size in sizes.values() if size != -1)
+        filled = {name: devices // given if size == -1 else size for name, size in sizes.items()}
+        if math.prod(filled.values()) != devices:
+            raise ConfigError(
+                f"trainer.mesh {{{', '.join(f'{k}: {v}' for k, v in sizes.items())}}} does not divide {devices} devices; "
+                f"its product must be {devices}, or set one axis to -1"
+            )
+        return MeshConfig(**filled)
+
+    @property
+    def batch_shards(self) -> int:
+        """Over how many shards the global batch is split (data x fsdp)."""
+        return self.data * self.fsdp
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Hyperparameters and habits of the training loop. Counts are optimizer steps, sizes are global."""
+
+    steps: int = 100
+    batch_size: int = 8
+    """Sequences in one step, over all devices."""
+    seq_len: int = 256
+    """Tokens in one sequence."""
+    lr: float | None = None
+    """Peak learning rate; null takes the variant's default."""
+    warmup_steps: int = 10
+    final_lr_fraction: float = 0.1
+    """The cosine decay ends at this fraction of `lr`."""
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    compute_dtype: str = "float32"
+    """float32, or bfloat16 over float32 master weights."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    seed: int = 0
+    log_every: int = 5
+    eval_batches: int = 8
+    """Held-out batches of the evaluation before the first step and after the last."""
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "seq_len", "log_every", "eval_batches", "checkpoint_every", "keep_checkpoints"):
+            _at_least(f"trainer.{name}", getattr(self, name), 1)
+        _at_least("trainer.warmup_steps", self.warmup_steps, 0)
+        if self.seq_len < 8:
+            raise ConfigError(f"trainer.seq_len {self.seq_len}: a sequence needs at least 8 tokens")
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"trainer.lr {self.lr}: give a positive number, for example 1e-4")
+        if not self.max_grad_norm > 0:
+            raise ConfigError(f"trainer.max_grad_norm {self.max_grad_norm}: give a positive number, for example 1.0")
+        for name in ("final_lr_fraction", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"trainer.{name} {getattr(self, name)}: give a number from 0 to 1")
+        if self.weight_decay < 0 or self.epsilon <= 0:
+            raise ConfigError("trainer.weight_decay must not be negative and trainer.epsilon must be positive")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ConfigError(f"trainer.compute_dtype {self.compute_dtype!r} is unknown{did_you_mean(self.compute_dtype, COMPUTE_DTYPES)}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What is trained: model, dataset, hyperparameters. Needs no cluster; `TrainingJob` takes it as it is."""
+
+    model: ModelConfig
+    data: DataConfig
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Raises ConfigError, one line, for an unknown key, a wrong type or an impossible value."""
+        return build(cls, values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Raises ConfigError for a missing or unreadable file, broken YAML, and whatever `from_dict` refuses."""
+        return cls.from_dict(read_yaml(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_plain(self)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate: the one given, else the variant's default."""
+        return self.trainer.lr if self.trainer.lr is not None else self.model.shape.default_lr
+
+    def check_devices(self, devices: int) -> MeshConfig:
+        """The mesh for `devices` devices. Raises ConfigError when mesh or batch do not fit them."""
+        mesh = self.trainer.mesh.resolve(devices)
+        batch, shards = self.trainer.batch_size, mesh.batch_shards
+        if batch % shards:
+            near = max(shards, batch // shards * shards)
+            raise ConfigError(
+                f"trainer.batch_size {batch} is not divisible by the {shards} data shards of the mesh "
+                f"(data {mesh.data} x fsdp {mesh.fsdp}); use trainer.batch_size={near}"
+            )
+        self.model.shape.check_sharding(fsdp=mesh.fsdp, tensor=mesh.tensor)
+        return mesh
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Everything about one launch; what config.yaml of a run directory holds."""
+
+    cluster: ClusterConfig
+    model: ModelConfig
+    data: DataConfig
+    run: RunConfig = field(default_factory=RunConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        self.training.check_devices(self.cluster.chips)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Raises ConfigError, one line, for an unknown key, a wrong type or an impossible combination."""
+        return build(cls, values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        return cls.from_dict(read_yaml(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_plain(self)
+
+    @property
+    def training(self) -> TrainingConfig:
+        return TrainingConfig(self.model, self.data, self.trainer)
+
+    def with_environment(self, env: Mapping[str, str]) -> Self:
+        """With project, zones and run.root from the environment where none was given. Raises ConfigError when run.root stays open."""
+        root = self.run.root
+        if root is None and self.cluster.cloud == "emulated":
+            root = "runs"
+        if root is None and env.get("PODLAUNCH_BUCKET"):
+            root = f"gs://{env['PODLAUNCH_BUCKET']}/runs"
+        if root is None:
+            raise ConfigError("run.root is missing: set PODLAUNCH_BUCKET, or give run.root=gs://<bucket>/<folder>; every host must reach it")
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, root=root), cluster=self.cluster.with_environment(env))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises ConfigError when it is missing, unreadable or something else."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} {value}: give a whole number of at least {least}")

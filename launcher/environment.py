@@ -1,0 +1,46 @@
+"""The environment variables that a user may set, in the shell or in .env. `.env.example` explains each; a test keeps the two equal."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from dotenv import load_dotenv
+
+USER_VARIABLES = frozenset(
+    {
+        "GOOGLE_CLOUD_PROJECT",  # cluster.project where the config names none
+        "GOOGLE_APPLICATION_CREDENTIALS",  # read by Google's own client
+        "PODLAUNCH_ZONES",  # cluster.zones where the config names none
+        "PODLAUNCH_BUCKET",  # run.root of clusters on Google Cloud where the config names none
+        "PODLAUNCH_STATE_DIR",
+        "PODLAUNCH_CACHE_DIR",
+        "HF_TOKEN",  # passed to training processes through run.secrets
+        "WANDB_API_KEY",  # the same
+    }
+)
+INTERNAL_VARIABLES = frozenset(
+    {
+        # Set by our own processes for those that they start; never by a user.
+        "PODLAUNCH_OWNER",
+        "PODLAUNCH_HOME",
+        "PODLAUNCH_PYTHON",
+        "PODLAUNCH_COORDINATOR",
+        "PODLAUNCH_NUM_PROCESSES",
+        "PODLAUNCH_PROCESS_ID",
+        "PODLAUNCH_EVENT_FD",
+        "PODLAUNCH_PARENT_PID",
+        "PODLAUNCH_USER_CODE",
+        "PODLAUNCH_COMPILATION_CACHE",
+        "PODLAUNCH_PEAK_FLOPS",
+    }
+)
+
+
+def read_dotenv(folder: Path | None = None) -> None:
+    """Take `.env` of `folder` (default: the working directory) into the environment; what the shell has set stays."""
+    load_dotenv((folder or Path.cwd()) / ".env")
+
+
+def present(names: Iterable[str]) -> dict[str, str]:
+    """Those of the named variables that are set."""
+    return {name: os.environ[name] for name in names if os.environ.get(name)}

@@ -1,0 +1,162 @@
+"""Follows a run by its run directory: a live display on a terminal, plain lines elsewhere; ends with the summary."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
+
+EXIT_OK = 0
+EXIT_JOB_FAILED = 100
+EXIT_INTERRUPTED = 130
+POLL_S = 0.2
+
+ENDS = FINAL | {RunState.SUSPENDED}
+
+
+def follow(run: RunDirectory, console: Console, *, check: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> int:
+    """Show the run until it ends; returns the command's exit code. Ctrl-C detaches: the run goes on.
+
+    `check` is called all the time and ends the run in its directory when nobody is there any more to do so.
+    """
+    try:
+        status = _watch(run, console, check, sleep)
+    except KeyboardInterrupt:
+        console.print(
+            f"\ndetached; the run goes on. Follow it again: tpu train attach {run.path}\n"
+            f"                           Stop it:         tpu train stop {run.path}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return EXIT_INTERRUPTED
+    print_summary(run, status, console)
+    return EXIT_OK if status.state is RunState.SUCCEEDED else EXIT_JOB_FAILED
+
+
+def _watch(run: RunDirectory, console: Console, check: Callable[[], None], sleep: Callable[[float], None]) -> RunStatus:
+    news = _News(run)
+    display: AbstractContextManager[Live | None] = nullcontext()
+    if console.is_terminal:
+        display = Live(console=console, refresh_per_second=4, transient=True)
+    with display as live:
+        while True:
+            status = run.status()
+            for line in news.lines(status):
+                console.print(line, highlight=False, soft_wrap=True)
+            if status is not None and status.state in ENDS:
+                return status
+            if live is not None and status is not None:
+                live.update(_panel(status))
+            check()
+            sleep(POLL_S)
+
+
+class _News:
+    """Turns what is new in the run directory into lines."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._events = sum(1 for _ in run.events())
+        self._metrics = sum(1 for _ in run.metrics())
+        self._phase = ""
+
+    def lines(self, status: RunStatus | None) -> Iterator[str]:
+        if status is None:
+            return
+        if status.phase and status.phase != self._phase and status.phase not in ("training", "saving"):
+            yield f"{_clock(status.updated_at - status.started_at)}  {status.phase}"
+        self._phase = status.phase
+        events = list(self._run.events())
+        for event in events[self._events :]:
+            if text := _describe_event(event):
+                yield f"{_clock(event['time'] - status.started_at)}  {text}"
+        self._events = len(events)
+        metrics = list(self._run.metrics())
+        for row in metrics[self._metrics :]:
+            yield f"{_clock(row['time'] - status.started_at)}  {_describe_step(row, status)}"
+        self._metrics = len(metrics)
+
+
+def _describe_event(event: dict[str, Any]) -> str | None:
+    match event["event"]:
+        case "hosts":
+            return f"{len(event['hosts'])} hosts: {', '.join(event['hosts'])}"
+        case "evaluation":
+            return f"held-out loss {event['when']} training: {event['loss']:.4f} nat a token"
+        case "checkpoint":
+            return f"checkpoint of step {event['step']}"
+        case "restored":
+            return f"restored from the checkpoint of step {event['step']}"
+        case "checkpoint_set_aside":
+            return f"checkpoint of step {event['step']} set aside: {event['reason']}"
+        case "failure":
+            return f"attempt {event['attempt']} failed at step {event['step']} on host {event['host']} ({event['cause']}): {event['error']}"
+        case "state" if event["state"] == RunState.RECOVERING:
+            return f"starting attempt {event['attempt']}"
+    return None
+
+
+def _describe_step(row: dict[str, Any], status: RunStatus) -> str:
+    total = status.total_steps or "?"
+    rate = f"  {row['tokens_per_second']:,.0f} tokens/s" if row.get("tokens_per_second") else ""
+    mfu = f"  MFU {row['mfu']:.1%}" if row.get("mfu") else ""
+    return f"step {row['step']}/{total}  loss {row['loss']:.4f}{rate}{mfu}"
+
+
+def _panel(status: RunStatus) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("run", f"{status.run_id}  [bold]{status.state}[/bold]  {status.phase}")
+    done = status.step / status.total_steps if status.total_steps else 0.0
+    bar = "█" * round(done * 30) + "░" * (30 - round(done * 30))
+    table.add_row("step", f"{status.step}/{status.total_steps or '?'}  {bar}  {_time_left(status)}")
+    if status.loss is not None:
+        rate = f"  {status.tokens_per_second:,.0f} tokens/s" if status.tokens_per_second else ""
+        table.add_row("loss", f"{status.loss:.4f}{rate}")
+    if status.recoveries.total:
+        table.add_row("recoveries", str(status.recoveries.total))
+    return table
+
+
+def _time_left(status: RunStatus) -> str:
+    trained = status.phases.get("training", 0.0)
+    if not (status.step and status.total_steps and trained):
+        return ""
+    return f"{_clock((status.total_steps - status.step) * trained / status.step)} left"
+
+
+def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> None:
+    """Final loss, time by phase, where everything is."""
+
+    def line(title: str, text: str) -> None:
+        console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True)
+
+    seconds = (status.ended_at or status.updated_at) - status.started_at
+    console.print()
+    line("result", f"{status.state} after {_clock(seconds)}" + (f": {status.reason}" if status.reason else ""))
+    if status.first_failure and status.state is not RunState.SUCCEEDED:
+        line("failure", f"host {status.first_failure.host}: {status.first_failure.error}")
+    loss = "" if status.loss is None else f", loss {status.loss:.4f}"
+    line("training", f"step {status.step} of {status.total_steps}{loss}")
+    if status.held_out_before is not None and status.held_out_after is not None:
+        line("held out", f"{status.held_out_before:.4f} nat a token before, {status.held_out_after:.4f} after")
+    elif status.held_out_after is not None:
+        line("held out", f"{status.held_out_after:.4f} nat a token")
+    if status.recoveries.total:
+        causes = ", ".join(f"{count} {cause}" for cause, count in vars(status.recoveries).items() if count)
+        line("recoveries", f"{status.recoveries.total} ({causes})")
+    phases = sorted(status.phases.items(), key=lambda item: -item[1])
+    line("time", ", ".join(f"{phase} {spent:.1f} s" for phase, spent in phases if spent >= 0.05))
+    if status.cost_usd is not None:
+        line("cost", f"${status.cost_usd:.2f} (estimate by list price)")
+    line("directory", str(run.path))
+
+
+def _clock(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"

@@ -1,0 +1,67 @@
+"""Which hosts make the gang, in which order, and what each training process is told about the others."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SLICE_LABEL = "ray.io/tpu-slice-name"
+WORKER_LABEL = "ray.io/tpu-worker-id"
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host of the gang, as Ray knows it."""
+
+    slice_name: str
+    worker_id: int
+    ip: str
+    node_id: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.slice_name}/{self.worker_id}"
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """The label selector that places a bundle on this host and nowhere else."""
+        return {SLICE_LABEL: self.slice_name, WORKER_LABEL: str(self.worker_id)}
+
+
+def living_hosts(nodes: Iterable[Mapping[str, Any]], slices: Iterable[str]) -> list[Host]:
+    """The living hosts of these slices, ordered by slice and worker id. `nodes` is what `ray.nodes()` returns."""
+    wanted = set(slices)
+    hosts = [
+        Host(labels[SLICE_LABEL], int(labels[WORKER_LABEL]), node["NodeManagerAddress"], node["NodeID"])
+        for node in nodes
+        if node["Alive"] and (labels := node.get("Labels") or {}).get(SLICE_LABEL) in wanted and WORKER_LABEL in labels
+    ]
+    return sorted(hosts, key=lambda host: (host.slice_name, host.worker_id))
+
+
+def complete(hosts: Sequence[Host], slices: int, hosts_per_slice: int) -> bool:
+    """Whether every slice has exactly its hosts, each once."""
+    expected = set(range(hosts_per_slice))
+    by_slice: dict[str, list[int]] = {}
+    for host in hosts:
+        by_slice.setdefault(host.slice_name, []).append(host.worker_id)
+    return len(by_slice) == slices and all(len(ids) == hosts_per_slice and set(ids) == expected for ids in by_slice.values())
+
+
+def process_environment(hosts: Sequence[Host], index: int, port: int, megascale_port: int) -> dict[str, str]:
+    """What process `index` of the gang is told: computed anew at each attempt, never taken from an old environment.
+
+    `port` is free on the first host; with several slices `megascale_port` is the coordinator's port for traffic between slices.
+    """
+    env = {
+        "PODLAUNCH_COORDINATOR": f"{hosts[0].ip}:{port}",
+        "PODLAUNCH_NUM_PROCESSES": str(len(hosts)),
+        "PODLAUNCH_PROCESS_ID": str(index),
+    }
+    slices = sorted({host.slice_name for host in hosts})
+    if len(slices) > 1:
+        env |= {
+            "MEGASCALE_COORDINATOR_ADDRESS": f"{hosts[0].ip}:{megascale_port}",
+            "MEGASCALE_NUM_SLICES": str(len(slices)),
+            "MEGASCALE_SLICE_ID": str(slices.index(hosts[index].slice_name)),
+        }
+    return env

@@ -1,0 +1,171 @@
+"""The runner: one thin Ray actor per host. Holds the host's chips for the whole run; training runs in its child process.
+
+A child is started by a thread that lives as long as the child: the kernel sends its PR_SET_PDEATHSIG when the THREAD that started it
+ends, not the process. The child ends with its runner, and the runner with its supervisor.
+"""
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher import code
+
+Event = dict[str, Any]
+
+# What the child must not take over from the Ray worker that its runner is.
+_NOT_FOR_CHILDREN = ("RAY_", "MEGASCALE_", "PYTHONPATH", "OMP_NUM_THREADS")
+
+
+class Child:
+    """One training process and what it says. Puts events into `events`; the last one is `exit` with the process's return code."""
+
+    def __init__(self, argv: list[str], env: Mapping[str, str], log: Path, events: "queue.Queue[Event]") -> None:
+        self._argv = argv
+        self._env = dict(env)
+        self._log = log
+        self._events = events
+        self._started = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error: OSError | None = None
+        threading.Thread(target=self._live, name="child", daemon=True).start()
+        self._started.wait()
+        if self._error is not None:
+            raise self._error
+
+    def signal(self, number: int) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the process ended within `timeout` seconds."""
+        assert self._process is not None
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _live(self) -> None:
+        reading, writing = os.pipe()
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    self._argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**self._env, "PODLAUNCH_EVENT_FD": str(writing), "PODLAUNCH_PARENT_PID": str(os.getpid())},
+                    pass_fds=(writing,),
+                )
+        except OSError as error:
+            os.close(reading)
+            self._error = error
+            return
+        finally:
+            os.close(writing)
+            self._started.set()
+        with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                self._events.put(_parse(line))
+        code = self._process.wait()
+        self._events.put({"event": "exit", "code": code, "time": time.time(), "last_line": _last_line(self._log)})
+
+
+class Runner:
+    """The actor. Its methods run in a pool of threads, so that `next_events` may block while others are called."""
+
+    def __init__(self, run_dir: str, host: int) -> None:
+        self._run_dir = Path(run_dir)
+        self._host = host
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._child: Child | None = None
+
+    def free_ports(self, count: int) -> list[int]:
+        """Ports of this host that are free now."""
+        sockets = [socket.socket() for _ in range(count)]
+        try:
+            for listener in sockets:
+                listener.bind(("", 0))
+            return [int(listener.getsockname()[1]) for listener in sockets]
+        finally:
+            for listener in sockets:
+                listener.close()
+
+    def start(self, attempt: int, environment: Mapping[str, str], log: str, secrets_file: str | None) -> None:
+        """Start the training process of this host. Raises OSError when it cannot be started."""
+        self.kill()
+        self._events = queue.Queue()  # what an earlier child said is over
+        unpacked = code.unpack(self._run_dir / "code.zip", _cache_dir() / "code")
+        env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
+        env |= {
+            "PYTHONPATH": str(unpacked / "podlaunch"),
+            "PYTHONSAFEPATH": "1",
+            "PODLAUNCH_USER_CODE": str(unpacked / "user"),
+            "PODLAUNCH_COMPILATION_CACHE": str(_cache_dir() / "compilation"),
+            **_read_secrets(secrets_file),
+            **environment,
+        }
+        argv = [sys.executable, "-m", "launcher.training.child", str(self._run_dir), "--attempt", str(attempt)]
+        self._child = Child(argv, env, Path(log), self._events)
+
+    def next_events(self, timeout: float) -> list[Event]:
+        """What the child has said since the last call; waits up to `timeout` seconds for the first event."""
+        events = self._events
+        try:
+            found = [events.get(timeout=timeout)]
+        except queue.Empty:
+            return []
+        while not events.empty():
+            found.append(events.get_nowait())
+        return found
+
+    def terminate(self) -> None:
+        """Ask the child to checkpoint and end."""
+        if self._child is not None:
+            self._child.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the child now; returns when it is gone and its chips are free."""
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+            self._child.wait(30.0)
+            self._child = None
+
+
+def _cache_dir() -> Path:
+    given = os.environ.get("PODLAUNCH_CACHE_DIR")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "podlaunch"
+
+
+def _read_secrets(path: str | None) -> dict[str, str]:
+    """The values of the secrets that the run names; they live in a 0600 file and in the child's environment, nowhere else."""
+    if path is None:
+        return {}
+    values: dict[str, str] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return values
+
+
+def _parse(line: str) -> Event:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return {"event": "noise", "text": line.rstrip()}  # a user's program may write to the descriptor too
+    return value if isinstance(value, dict) else {"event": "noise", "text": line.rstrip()}
+
+
+def _last_line(log: Path) -> str:
+    """The last line of the log that says something."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 8192))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip()[:500] if lines else ""

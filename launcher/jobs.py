@@ -1,0 +1,58 @@
+"""Ray Jobs: a run's supervisor is one job on the cluster's head.
+
+Spoken over the dashboard's HTTP interface, so that a command line need not import Ray (a second and 100 MB).
+"""
+
+import json
+import shlex
+from pathlib import Path
+
+from cluster.clusters import Cluster
+from cluster.state import cluster_dir, private_dir, write_atomic
+from launcher.environment import present
+from launcher.runs import RunDirectory
+
+ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+
+def job_id(run: RunDirectory, attempt: int) -> str:
+    """A run that is taken up again is a new job: Ray refuses an id that it has seen."""
+    return run.run_id if attempt == 0 else f"{run.run_id}-{attempt}"
+
+
+def submit(cluster: Cluster, run: RunDirectory, attempt: int, secrets: list[str]) -> str:
+    """Start the run's supervisor. Returns the job's id. Raises ClusterError when the head refuses or does not answer.
+
+    No entrypoint resources: such a job's driver stays on the head, where no preemption can take it.
+    """
+    job = job_id(run, attempt)
+    arguments = [str(run.path), "--job", job]
+    if values := present(secrets):
+        arguments += ["--secrets-file", str(_store_secrets(cluster, run, values))]
+    entrypoint = f'exec "$PODLAUNCH_PYTHON" -m launcher.gang.supervisor {shlex.join(arguments)}'
+    metadata = {"name": run.run_id, "run_directory": str(run.path)}
+    cluster.http.post("/api/jobs/", {"entrypoint": entrypoint, "submission_id": job, "metadata": metadata})
+    return job
+
+
+def status(cluster: Cluster, job: str) -> str:
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Raises ClusterError when the head does not answer or knows no such job."""
+    return str(cluster.http.get(f"/api/jobs/{job}")["status"])
+
+
+def logs(cluster: Cluster, job: str) -> str:
+    """What the supervisor has printed so far."""
+    return str(cluster.http.get(f"/api/jobs/{job}/logs")["logs"])
+
+
+def run_directories(cluster: Cluster) -> list[Path]:
+    """The directories of all runs whose supervisors are this cluster's jobs, finished ones included."""
+    jobs = cluster.http.get("/api/jobs/")
+    return sorted({Path(directory) for job in jobs if (directory := (job.get("metadata") or {}).get("run_directory"))})
+
+
+def _store_secrets(cluster: Cluster, run: RunDirectory, values: dict[str, str]) -> Path:
+    """A 0600 file; the job's command line and metadata, which the dashboard shows, carry its name only."""
+    path = private_dir(cluster_dir(cluster.name) / "secrets") / f"{run.run_id}.json"
+    write_atomic(path, json.dumps(values))
+    return path

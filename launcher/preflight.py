@@ -1,0 +1,58 @@
+"""Checks of a launch that look at the disk: run directory, resume, data, code. Nothing is started or changed before all have passed."""
+
+import os
+import time
+from pathlib import Path
+
+from cluster.errors import ConfigError
+from launcher.code import pack
+from launcher.config import LaunchConfig
+from launcher.data.sources import check_source
+from launcher.runs import FINAL, RunDirectory, RunState, RunStatus, new_run_id
+
+
+def prepare_run(config: LaunchConfig) -> tuple[RunDirectory, bytes]:
+    """The run's directory (not yet written) and its code. Raises ConfigError, one line, for whatever stands against the launch."""
+    run_id = config.run.name or new_run_id(config.model.variant, time.time())
+    root = config.run.root or "runs"
+    if "://" in root:
+        raise ConfigError(f"run.root {root}: this version writes run directories to local paths only")
+    run = RunDirectory(Path(root).expanduser().absolute() / run_id)
+    _check_place(run)
+    if run.exists():
+        _check_existing(config, run)
+    elif config.run.resume:
+        raise ConfigError(f"run.resume=true: there is no run {run_id!r} in {run.path.parent}")
+    check_source(config.data)
+    return run, pack(Path(config.run.code).expanduser() if config.run.code else None)
+
+
+def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus | None) -> None:
+    """Raises ConfigError when `config` cannot go on where `before` stopped."""
+    if config.model != before.model:
+        raise ConfigError(
+            f"run.resume=true with another model: the run trained {before.model.variant}, this asks for {config.model.variant}; "
+            f"use model.variant={before.model.variant}, or give the new model a run.name of its own"
+        )
+    if status is not None and status.state is RunState.SUCCEEDED and config.trainer.steps <= status.step:
+        raise ConfigError(f"the run is finished at step {status.step}; to train it further give trainer.steps above that")
+
+
+def _check_place(run: RunDirectory) -> None:
+    place = run.path
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"run.root: cannot write into {place}; choose another place with run.root=<folder>")
+
+
+def _check_existing(config: LaunchConfig, run: RunDirectory) -> None:
+    status = run.status()
+    if status is not None and status.state not in FINAL and status.state is not RunState.SUSPENDED:
+        raise ConfigError(
+            f"run {run.run_id!r} is {status.state} already; follow it with `tpu train attach {run.run_id}`, or choose another run.name"
+        )
+    if not config.run.resume:
+        state = "" if status is None else f" ({status.state} at step {status.step})"
+        raise ConfigError(f"run {run.run_id!r} exists{state}; go on with it by run.resume=true, or choose another run.name")
+    check_resume(config, run.config(), status)

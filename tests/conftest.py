@@ -1,0 +1,16 @@
+"""Every suite's minutes are printed at the end, before pytest's own closing line."""
+
+from collections import defaultdict
+
+import pytest
+
+_seconds: defaultdict[str, float] = defaultdict(float)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seconds[report.nodeid.split("/")[1]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for suite, seconds in sorted(_seconds.items()):
+        terminalreporter.write_line(f"{suite}: {seconds / 60:.1f} min")

@@ -1,0 +1,88 @@
+"""`tpu stop -y` leaves no process, no open port and no node behind; a head that died is cleaned up by the next start."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.state import short_dir
+from tests.integration.conftest import Home, eventually
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def alone() -> Iterator[Home]:
+    base = Path(tempfile.mkdtemp(prefix="podlaunch-test-"))
+    (base / "work").mkdir()
+    home = Home(base / "work", base / "state")
+    yield home
+    home.tpu("stop", "-y", limit=120)
+    left = home.processes()
+    for process in left:
+        process.send_signal(signal.SIGKILL)
+    shutil.rmtree(base)
+
+
+def slices_ready(home: Home) -> bool:
+    rows = json.loads(home.tpu("status", "--json").stdout)
+    return bool(rows and rows[0]["slices"] and rows[0]["slices"][0]["hosts_ready"] == 2)
+
+
+def open_ports(home: Home) -> set[tuple[str, int]]:
+    found = set()
+    for process in home.processes():
+        try:
+            found |= {(c.laddr.ip, c.laddr.port) for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_stop_leaves_nothing_behind(alone: Home) -> None:
+    started = alone.tpu("start", "--slices", "1")
+    assert started.returncode == 0, started.stderr
+    eventually(lambda: slices_ready(alone), "both hosts joined", limit=120)
+    ports = open_ports(alone)
+    assert len(ports) > 10, "the cluster listens"
+    refused = alone.tpu("stop")
+    assert refused.returncode == 2, "nobody can be asked, so nothing is stopped"
+    assert "-y" in refused.stderr
+
+    stopped = alone.tpu("stop", "-y")
+    assert stopped.returncode == 0, stopped.stderr
+    assert alone.processes() == []
+    assert open_ports(alone) == set()
+    for ip, port in ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1" if ip in ("0.0.0.0", "::") else ip, port)) != 0, f"{ip}:{port} is open"
+    assert "no cluster is up" in alone.tpu("status").stdout
+    assert list((alone.state / "emulator").glob("hosts/*")) == [], "no node is left"
+    assert "no cluster is up" in alone.tpu("stop", "-y").stdout
+
+
+def test_a_cluster_whose_head_was_killed_is_cleaned_up_and_started_anew(alone: Home) -> None:
+    assert alone.tpu("start", "--slices", "1").returncode == 0
+    eventually(lambda: slices_ready(alone), "both hosts joined", limit=120)
+    record = json.loads((alone.state / "clusters" / "local" / "cluster.json").read_text())
+    old = set(alone.processes())
+    os.kill(record["process"]["pid"], signal.SIGKILL)
+    assert json.loads(alone.tpu("status", "--json").stdout)[0]["head"] == "DOWN"
+    again = alone.tpu("start")
+    assert again.returncode == 0, again.stderr
+    assert "is gone: cleaning up" in again.stderr
+    assert not any(process.is_running() for process in old), "nothing of the old cluster is left, its hosts included"
+    assert json.loads(alone.tpu("status", "--json").stdout)[0]["head"] == "UP"
+
+
+def test_sockets_of_ray_lie_in_a_short_private_folder(tmp_path: Path) -> None:
+    folder = short_dir(tmp_path)
+    assert len(str(folder)) < 40
+    assert folder.stat().st_mode & 0o077 == 0

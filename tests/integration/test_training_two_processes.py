@@ -1,0 +1,91 @@
+"""Two real processes of four devices each: kill, stop, resume, and the same numbers as without any of it."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.training_gang import Gang, metrics, write_config
+
+SLOW_STEPS = 40
+"""Enough that a signal arrives long before the end."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_config(tmp_path_factory.mktemp("runs") / "undisturbed", steps=SLOW_STEPS, checkpoint_every=10)
+    with Gang(run, cache, processes=2) as gang:
+        assert gang.wait() == [0, 0], gang.events
+        assert [event["event"] for event in gang.events[0]][-1] == "finished"
+        assert [event["when"] for event in gang.named("evaluation")] == ["before", "after"]
+        assert gang.named("evaluation")[1]["loss"] < gang.named("evaluation")[0]["loss"] - 1
+        assert [event["step"] for event in gang.named("checkpoint")] == [10, 20, 30, 40]
+        assert gang.named("checkpoint", process=1) == []
+    return run
+
+
+def final_loss(run: Path) -> float:
+    record = metrics(run)[-1]
+    assert record["step"] == SLOW_STEPS
+    return float(record["loss"])
+
+
+@pytest.mark.timeout(400)
+def test_two_processes_killed_and_resumed_give_the_undisturbed_result(undisturbed: Path, cache: Path, tmp_path: Path) -> None:
+    run = write_config(tmp_path / "killed", steps=SLOW_STEPS, checkpoint_every=10)
+    with Gang(run, cache, processes=2) as gang:
+        gang.until(lambda: bool(gang.named("checkpoint")) and gang.named("step")[-1]["step"] >= 14)
+        gang.send(1, signal.SIGKILL)
+    newest = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    with Gang(run, cache, processes=2, attempt=1) as gang:
+        assert gang.wait() == [0, 0], gang.events
+        assert [event["step"] for event in gang.named("restored")] == [newest]
+        assert [event["when"] for event in gang.named("evaluation")] == ["after"]
+    assert final_loss(run) == final_loss(undisturbed)
+    records = metrics(run)
+    assert sorted({record["step"] for record in records}) == [record["step"] for record in metrics(undisturbed)]
+    assert {record["attempt"] for record in records} == {0, 1}
+    assert all(record["step"] > newest for record in records if record["attempt"] == 1)
+
+
+@pytest.mark.timeout(400)
+def test_sigterm_to_one_process_stops_both_at_the_same_step_and_one_process_goes_on(undisturbed: Path, cache: Path, tmp_path: Path) -> None:
+    run = write_config(tmp_path / "stopped", steps=SLOW_STEPS, checkpoint_every=1000)
+    with Gang(run, cache, processes=2) as gang:
+        gang.until_step(4)
+        gang.send(1, signal.SIGTERM)
+        assert gang.wait() == [143, 143], gang.events
+        (saved,) = gang.named("checkpoint")
+        assert gang.named("step")[-1]["step"] <= saved["step"]
+    with Gang(run, cache, processes=1, attempt=1) as gang:
+        assert gang.wait() == [0], gang.events
+        assert gang.named("restored") == [{"event": "restored", "step": saved["step"], "time": gang.named("restored")[0]["time"]}]
+    assert final_loss(run) == pytest.approx(final_loss(undisturbed), abs=2e-3)  # another order of sums
+
+
+@pytest.mark.timeout(200)
+def test_sigterm_to_a_single_process_saves_and_exits_143(cache: Path, tmp_path: Path) -> None:
+    run = write_config(tmp_path / "single", steps=SLOW_STEPS * 10, checkpoint_every=1000)
+    with Gang(run, cache, processes=1) as gang:
+        gang.until_step(3)
+        gang.send(0, signal.SIGTERM)
+        assert gang.wait() == [143], gang.events
+        (saved,) = gang.named("checkpoint")
+    manifest = json.loads((run / "checkpoints" / str(saved["step"]) / "manifest.json").read_text())
+    assert manifest["files"]
+
+
+@pytest.mark.timeout(200)
+def test_a_wrong_mesh_ends_with_exit_code_1_and_one_line(cache: Path, tmp_path: Path) -> None:
+    run = write_config(tmp_path / "wrong")
+    with Gang(run, cache, processes=1, devices=3) as gang:
+        assert gang.wait() == [1]
+        (error,) = gang.named("error")
+    assert error["error"].startswith("trainer.batch_size 8 is not divisible by the 3 data shards")
+    assert "Traceback" in (run / "child-0-0.log").read_text()
