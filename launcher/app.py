@@ -62,7 +62,7 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
 
     Raises ConfigError before anything is started, ClusterError when the cluster cannot be brought up.
     """
-    config = config.with_environment(os.environ)
+    config = config.with_environment(os.environ).with_absolute_paths()
     run, code = prepare_run(config)
     running = clusters.find(config.cluster.name)
     if running is not None and running.alive():

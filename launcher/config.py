@@ -255,6 +255,12 @@ class LaunchConfig:
     def training(self) -> TrainingConfig:
         return TrainingConfig(self.model, self.data, self.trainer)
 
+    def with_absolute_paths(self) -> Self:
+        """With local paths made absolute: the training processes have another working directory."""
+        data = dataclasses.replace(self.data, path=_absolute(self.data.path))
+        run = dataclasses.replace(self.run, root=_absolute(self.run.root), code=_absolute(self.run.code))
+        return dataclasses.replace(self, data=data, run=run)
+
     def with_environment(self, env: Mapping[str, str]) -> Self:
         """With project, zones and run.root from the environment where none was given. Raises ConfigError when run.root stays open."""
         root = self.run.root
@@ -263,7 +269,9 @@ class LaunchConfig:
         if root is None and env.get("PODLAUNCH_BUCKET"):
             root = f"gs://{env['PODLAUNCH_BUCKET']}/runs"
         if root is None:
-            raise ConfigError("run.root is missing: set PODLAUNCH_BUCKET, or give run.root=gs://<bucket>/<folder>; every host must reach it")
+            raise ConfigError(
+                "run.root is missing: set PODLAUNCH_BUCKET, or give run.root=gs://<bucket>/<folder>; every host must reach it"
+            )
         return dataclasses.replace(self, run=dataclasses.replace(self.run, root=root), cluster=self.cluster.with_environment(env))
 
 
@@ -278,6 +286,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     return values
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def _at_least(name: str, value: int, least: int) -> None:

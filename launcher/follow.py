@@ -47,7 +47,7 @@ def _watch(run: RunDirectory, console: Console, check: Callable[[], None], sleep
         while True:
             status = run.status()
             for line in news.lines(status):
-                console.print(line, highlight=False, soft_wrap=True)
+                console.print(line, highlight=False, soft_wrap=True, markup=False)
             if status is not None and status.state in ENDS:
                 return status
             if live is not None and status is not None:
@@ -133,7 +133,7 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
     """Final loss, time by phase, where everything is."""
 
     def line(title: str, text: str) -> None:
-        console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True)
+        console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True, markup=False)
 
     seconds = (status.ended_at or status.updated_at) - status.started_at
     console.print()

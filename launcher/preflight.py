@@ -1,6 +1,6 @@
 """Checks of a launch that look at the disk: run directory, resume, data, code. Nothing is started or changed before all have passed."""
 
-import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,17 +14,17 @@ from launcher.runs import FINAL, RunDirectory, RunState, RunStatus, new_run_id
 def prepare_run(config: LaunchConfig) -> tuple[RunDirectory, bytes]:
     """The run's directory (not yet written) and its code. Raises ConfigError, one line, for whatever stands against the launch."""
     run_id = config.run.name or new_run_id(config.model.variant, time.time())
-    root = config.run.root or "runs"
-    if "://" in root:
-        raise ConfigError(f"run.root {root}: this version writes run directories to local paths only")
-    run = RunDirectory(Path(root).expanduser().absolute() / run_id)
+    assert config.run.root is not None, "filled in by with_environment"
+    if "://" in config.run.root:
+        raise ConfigError(f"run.root {config.run.root}: this version writes run directories to local paths only")
+    run = RunDirectory(Path(config.run.root) / run_id)
     _check_place(run)
     if run.exists():
         _check_existing(config, run)
     elif config.run.resume:
         raise ConfigError(f"run.resume=true: there is no run {run_id!r} in {run.path.parent}")
     check_source(config.data)
-    return run, pack(Path(config.run.code).expanduser() if config.run.code else None)
+    return run, pack(Path(config.run.code) if config.run.code else None)
 
 
 def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus | None) -> None:
@@ -42,8 +42,11 @@ def _check_place(run: RunDirectory) -> None:
     place = run.path
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"run.root: cannot write into {place}; choose another place with run.root=<folder>")
+    try:
+        with tempfile.TemporaryFile(dir=place):  # to ask for permissions is not enough: root has them all, even on a read-only disk
+            return
+    except OSError as error:
+        raise ConfigError(f"run.root: cannot write into {place}: {error.strerror}; choose another place with run.root=<folder>") from error
 
 
 def _check_existing(config: LaunchConfig, run: RunDirectory) -> None:

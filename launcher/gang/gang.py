@@ -1,7 +1,7 @@
 """The gang of one run on Ray: its slices, its runners, their children. All that the supervisor needs of Ray is here."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -24,6 +24,8 @@ class Gang:
     """Slices are reserved first, then hosts appear, then runners are placed on them."""
 
     def __init__(self, directory: RunDirectory, config: ClusterConfig, slice_resource: str, secrets_file: str | None) -> None:
+        kind = config.accelerator
+        self._peak_flops = kind.peak_bf16_tflops * 1e12 * kind.chips * config.slices
         self._directory = directory
         self._config = config
         self._slice_resource = slice_resource
@@ -73,13 +75,16 @@ class Gang:
             for index in range(len(self.hosts))
         ]
 
-    def start(self, attempt: int, extra_environment: Mapping[str, str], timeout: float) -> None:
+    def start(self, attempt: int, timeout: float) -> None:
         """Start one training process a host. Raises GangLost when a host does not answer, OSError when a process cannot start."""
         port, megascale_port = self._ask([self._runners[0].free_ports.remote(2)], timeout)[0]
         calls = [
             runner.start.remote(
                 attempt,
-                {**extra_environment, **process_environment(self.hosts, index, port, megascale_port)},
+                {
+                    "PODLAUNCH_PEAK_FLOPS": str(self._peak_flops),
+                    **process_environment(self.hosts, index, port, megascale_port),
+                },
                 str(self._directory.log(attempt, index)),
                 self._secrets_file,
             )

@@ -79,7 +79,7 @@ class Supervisor:
                 return None
             attempt = self._record.status.attempt
             self._record.enter(self._record.status.state, "starting processes")
-            self._gang.start(attempt, {}, ANSWER_LIMIT_S)
+            self._gang.start(attempt, ANSWER_LIMIT_S)
             return self._watch()
         except GangLost as error:
             return HostFailure("gang", self._clock(), None, str(error)), Cause.INFRASTRUCTURE

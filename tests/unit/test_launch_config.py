@@ -95,7 +95,7 @@ def test_a_file_that_holds_no_mapping_is_refused_in_one_line(tmp_path: Path, tex
 
 
 def test_a_missing_file_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot read nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"cannot read nowhere\.yaml"):
         TrainingConfig.from_yaml("nowhere.yaml")
 
 

@@ -1,7 +1,6 @@
 """The supervisor's decisions, with Ray replaced at its seam: a gang that says what the test scripted."""
 
 import signal
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +52,7 @@ class ScriptedGang:
     def place(self) -> None:
         self.calls.append("place")
 
-    def start(self, attempt: int, extra_environment: Mapping[str, str], timeout: float) -> None:
+    def start(self, attempt: int, timeout: float) -> None:
         self.calls.append(f"start {attempt}")
         if attempt == self._unreachable_at:
             raise GangLost("the actor is dead")

@@ -1,0 +1,114 @@
+"""Ray's face of the slices, against the emulated Cloud TPU service in this process. Ray itself is not started."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+from cluster.autoscaler import autoscaler_config, host_settings, node_type, slice_resource
+from cluster.config import ClusterConfig
+from cluster.emulator.embedded import Embedded, embedded_emulator
+from cluster.node_names import slice_id
+from cluster.node_provider import SliceNodeProvider
+from cluster.tpu.errors import TPUError
+from cluster.vm.metadata import HOST_ATTRIBUTE
+from cluster.vm.settings import HostSettings
+
+CONFIG = ClusterConfig(name="mine", cloud="emulated", accelerator_type="v4-16", max_slices=4)
+TAGS = {TAG_RAY_USER_NODE_TYPE: "v4-16", TAG_RAY_NODE_KIND: "worker", TAG_RAY_LAUNCH_REQUEST: "request-1"}
+
+
+@pytest.fixture
+def emulator() -> Iterator[Embedded]:
+    with embedded_emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def provider(emulator: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SliceNodeProvider:
+    monkeypatch.setenv("PODLAUNCH_STATE_DIR", str(tmp_path))
+    return make_provider(emulator)
+
+
+def make_provider(emulator: Embedded) -> SliceNodeProvider:
+    config = dataclasses.replace(CONFIG, endpoint=emulator.endpoint)
+    settings = host_settings(config, "127.0.0.9:1", Path("/token"))
+    written = yaml.safe_load(yaml.safe_dump(autoscaler_config(config, settings, "bundle-hash")))
+    return SliceNodeProvider(written["provider"], config.name)
+
+
+def test_one_autoscaler_instance_is_one_slice_of_several_hosts(provider: SliceNodeProvider) -> None:
+    provider.create_node({}, TAGS, 2)
+    nodes = provider.non_terminated_nodes({})
+    assert nodes == ["mine-head", slice_id("mine", "request-1", 0), slice_id("mine", "request-1", 1)]
+    deadline = time.monotonic() + 20
+    while not all(provider.is_running(node) for node in nodes):  # the service's own thread makes them READY
+        assert time.monotonic() < deadline
+        provider.non_terminated_nodes({})
+    assert provider.internal_ip(nodes[1]) != provider.internal_ip(nodes[2]) != ""
+    tags = provider.node_tags(nodes[1])
+    assert (tags[TAG_RAY_USER_NODE_TYPE], tags[TAG_RAY_LAUNCH_REQUEST], tags[TAG_RAY_NODE_KIND]) == ("v4-16", "request-1", "worker")
+    assert provider.node_tags("mine-head")[TAG_RAY_NODE_KIND] == "head"
+
+
+def test_the_same_request_asked_twice_means_the_same_slices(provider: SliceNodeProvider) -> None:
+    provider.create_node({}, TAGS, 1)
+    with pytest.raises(TPUError):
+        provider.create_node({}, TAGS, 1)
+    assert len(provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"})) == 1
+
+
+def test_a_new_provider_after_a_restart_knows_the_slices_and_their_tags(provider: SliceNodeProvider, emulator: Embedded) -> None:
+    provider.create_node({}, TAGS, 1)
+    (node,) = provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"})
+    again = make_provider(emulator)
+    assert again.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"}) == [node]
+    assert again.node_tags(node) == provider.node_tags(node)
+
+
+def test_a_terminated_slice_is_gone_from_the_listing_and_the_head_is_never_terminated(provider: SliceNodeProvider) -> None:
+    provider.create_node({}, TAGS, 1)
+    (node,) = provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"})
+    provider.terminate_nodes([node, "mine-head"])
+    assert provider.non_terminated_nodes({}) == ["mine-head"]
+    assert provider.is_terminated(node)
+    assert not provider.is_terminated("mine-head")
+
+
+def test_a_listing_that_fails_raises_instead_of_being_short(emulator: Embedded, provider: SliceNodeProvider) -> None:
+    from cluster.tpu.api import TpuApi
+
+    provider.create_node({}, TAGS, 1)
+    dead = TpuApi("127.0.0.1:1", "podlaunch-emulated", patience=0.1)
+    provider._slices.api = dead
+    with pytest.raises(TPUError):
+        provider.non_terminated_nodes({})
+
+
+def test_nodes_carry_the_startup_script_and_name_the_token_without_holding_it(provider: SliceNodeProvider, emulator: Embedded) -> None:
+    metadata = provider._metadata
+    assert "bundle-hash" in metadata["startup-script"]
+    settings = HostSettings.from_dict(json.loads(metadata[HOST_ATTRIBUTE]))
+    assert (settings.head_address, settings.token_file, settings.chips_per_host) == ("127.0.0.9:1", "/token", 4)
+
+
+def test_spot_and_on_demand_slices_of_one_type_are_told_apart() -> None:
+    spot = dataclasses.replace(CONFIG, provisioning="spot")
+    assert (node_type(CONFIG), node_type(spot)) == ("v4-16", "v4-16-spot")
+    assert slice_resource(CONFIG) != slice_resource(spot)
+
+
+def test_the_autoscalers_file_has_every_key_that_ray_dies_without() -> None:
+    config = autoscaler_config(CONFIG, host_settings(CONFIG, "h:1", Path("/t")), "b")
+    legacy = {
+        "cluster_name", "max_workers", "idle_timeout_minutes", "provider", "auth", "available_node_types", "head_node_type",
+        "setup_commands", "head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
+        "initialization_commands", "file_mounts", "cluster_synced_files", "rsync_exclude", "rsync_filter", "docker", "upscaling_speed",
+    }  # fmt: skip
+    assert legacy <= config.keys()
+    assert config["available_node_types"]["v4-16"]["max_workers"] == 4

@@ -1,0 +1,107 @@
+"""What is refused before anything is started or changed."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import ConfigError
+from launcher.config import LaunchConfig
+from launcher.plan import describe
+from launcher.preflight import prepare_run
+from launcher.runs import RunDirectory, RunState, RunStatus
+
+
+def config_for(root: Path, **groups: dict[str, Any]) -> LaunchConfig:
+    values: dict[str, Any] = {
+        "cluster": {"name": "c", "cloud": "emulated", "accelerator_type": "v4-16"},
+        "model": {"variant": "gemma3-nano"},
+        "data": {"source": "python_stdlib"},
+        **groups,
+    }
+    values["run"] = {"root": str(root), **values.get("run", {})}
+    return LaunchConfig.from_dict(values).with_absolute_paths()
+
+
+def existing(root: Path, state: RunState, step: int = 5) -> RunDirectory:
+    run = RunDirectory(root / "old")
+    run.create(config_for(root))
+    run.write_status(RunStatus("old", "c", state, step=step, total_steps=5))
+    return run
+
+
+def test_a_run_without_a_name_gets_one_that_says_what_and_when(tmp_path: Path) -> None:
+    run, code = prepare_run(config_for(tmp_path))
+    assert run.run_id.startswith("gemma3-nano-")
+    assert not run.path.exists(), "nothing is written yet"
+    assert code.startswith(b"PK")
+
+
+@pytest.mark.parametrize("state", [RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED])
+def test_a_finished_name_is_taken_unless_it_is_resumed(tmp_path: Path, state: RunState) -> None:
+    existing(tmp_path, state)
+    with pytest.raises(ConfigError, match=r"exists .* run.resume=true"):
+        prepare_run(config_for(tmp_path, run={"name": "old"}))
+    run, _ = prepare_run(config_for(tmp_path, run={"name": "old", "resume": True}, trainer={"steps": 9}))
+    assert run.run_id == "old"
+
+
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.RECOVERING])
+def test_an_unfinished_run_is_neither_started_twice_nor_resumed(tmp_path: Path, state: RunState) -> None:
+    existing(tmp_path, state)
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="already; follow it with"):
+            prepare_run(config_for(tmp_path, run={"name": "old", "resume": resume}))
+
+
+def test_a_resume_with_another_model_is_refused(tmp_path: Path) -> None:
+    existing(tmp_path, RunState.STOPPED)
+    with pytest.raises(ConfigError, match="with another model: the run trained gemma3-nano, this asks for gemma3-270m"):
+        prepare_run(config_for(tmp_path, run={"name": "old", "resume": True}, model={"variant": "gemma3-270m"}))
+
+
+def test_a_finished_run_is_resumed_only_to_train_further(tmp_path: Path) -> None:
+    existing(tmp_path, RunState.SUCCEEDED, step=5)
+    with pytest.raises(ConfigError, match="finished at step 5"):
+        prepare_run(config_for(tmp_path, run={"name": "old", "resume": True}, trainer={"steps": 5}))
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ({"root": "/proc/runs"}, "cannot write into /proc"),
+        ({"root": "gs://bucket/runs"}, "local paths only"),
+        ({"name": "new", "resume": True}, "there is no run 'new'"),
+        ({"code": "nowhere"}, "no such folder"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_refused(tmp_path: Path, run: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        prepare_run(config_for(tmp_path, run=run))
+
+
+def test_relative_paths_are_made_absolute_before_the_run_leaves_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = config_for(Path("runs"), data={"source": "text", "path": "book.txt"})
+    assert (config.data.path, config.run.root) == (str(tmp_path / "book.txt"), str(tmp_path / "runs"))
+
+
+def test_the_place_of_runs_follows_from_the_cluster(tmp_path: Path) -> None:
+    emulated = config_for(tmp_path)
+    emulated = dataclasses.replace(emulated, run=dataclasses.replace(emulated.run, root=None))
+    assert emulated.with_environment({}).run.root == "runs"
+    google = dataclasses.replace(emulated, cluster=dataclasses.replace(emulated.cluster, cloud="google"))
+    assert google.with_environment({"PODLAUNCH_BUCKET": "b"}).run.root == "gs://b/runs"
+    with pytest.raises(ConfigError, match="set PODLAUNCH_BUCKET"):
+        google.with_environment({})
+
+
+def test_the_plan_names_model_alternatives_place_and_price(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    run, _ = prepare_run(config)
+    plan = dict(describe(config, run))
+    assert plan["model"].startswith("gemma3-nano, 3.46 M parameters; choose another with model.variant=gemma3-270m")
+    assert "2 hosts, 8 chips" in plan["cluster"]
+    assert plan["price"] == "$25.76 an hour"
+    assert plan["directory"] == str(run.path)
