@@ -116,6 +116,7 @@ def up(config: ClusterConfig, progress: Progress) -> Cluster:
         cluster = find(config.name)
         if cluster is not None and cluster.alive():
             check_fits(cluster, config)
+            _revive_cloud(cluster)
             _wait_until_ready(cluster)
             return cluster
         if cluster is not None:
@@ -203,13 +204,18 @@ def _wait_until_ready(
         sleep(0.2)
 
 
+def _revive_cloud(cluster: Cluster) -> None:
+    """An emulated service that crashed comes back with its nodes, at the same address."""
+    if cluster.config.cloud == "emulated":
+        local.ensure_emulator(cluster.bundle)
+
+
 def _remove(cluster: Cluster, progress: Progress = lambda _: None) -> None:
     # The head first, else its autoscaler makes the slices again that are being deleted.
     progress("stopping the head")
     end(cluster.process)
     progress("deleting the slices")
-    if cluster.config.cloud == "emulated":
-        local.ensure_emulator(cluster.bundle)  # a service that crashed must come back to have its nodes deleted
+    _revive_cloud(cluster)
     cluster.provider().stop()
     others = [c for c in list_clusters() if c.name != cluster.name and c.config.cloud == cluster.config.cloud]
     if cluster.config.cloud == "emulated" and not others:

@@ -46,7 +46,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def client(state: Path) -> Iterator[tpu_v2.TpuClient]:  # noqa: ARG001  # the state directory must be the test's own first
+def client(state: Path) -> Iterator[tpu_v2.TpuClient]:  # the state directory must be the test's own first
     channel = grpc.insecure_channel(ensure_emulator("cafe"), options=[("grpc.max_reconnect_backoff_ms", 200)])
     yield tpu_v2.TpuClient(transport=TpuGrpcTransport(channel=channel))
     channel.close()

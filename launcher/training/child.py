@@ -1,0 +1,142 @@
+"""`python -m launcher.training.child RUN_DIR --attempt N`: one process of a run, started by the run's supervisor on a host.
+
+    PODLAUNCH_PARENT_PID            whose child this is; it dies with its parent
+    PODLAUNCH_EVENT_FD              where events go (launcher/training/reporter.py)
+    PODLAUNCH_COORDINATOR           host:port of process 0, for jax.distributed
+    PODLAUNCH_NUM_PROCESSES, PODLAUNCH_PROCESS_ID
+    PODLAUNCH_COMPILATION_CACHE     folder of JAX's persistent compilation cache
+    PODLAUNCH_PEAK_FLOPS            peak FLOP/s of all chips of the run together; MFU is reported when it is set
+
+Exit codes: 0 done; 1 failed, with an "error" event and a traceback on stderr; 2 a wrong command line; 143 stopped by SIGTERM with the
+state saved.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from launcher.training.reporter import Reporter, reporter_from_environment
+
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 128 + signal.SIGTERM
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+@dataclass(frozen=True)
+class Gang:
+    """This process's place among the processes of the run."""
+
+    coordinator: str | None
+    processes: int
+    process: int
+
+    @classmethod
+    def from_environment(cls) -> "Gang":
+        env = os.environ
+        return cls(
+            env.get("PODLAUNCH_COORDINATOR"), int(env.get("PODLAUNCH_NUM_PROCESSES", "1")), int(env.get("PODLAUNCH_PROCESS_ID", "0"))
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Never returns: ends with `os._exit`, since JAX's exit handlers wait for peers that may be dead."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="python -m launcher.training.child")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--attempt", type=int, default=0)
+    args = parser.parse_args(argv)
+    reporter = reporter_from_environment()
+    signal.signal(signal.SIGTERM, _stop_at_once)  # until training has a state worth saving
+    code, opened = EXIT_FAILED, contextlib.ExitStack()
+    try:
+        try:
+            code = run(args.run_dir, args.attempt, reporter, opened)
+        except Exception as error:  # noqa: BLE001  # the outermost loop: whatever happened is told to the log and to the supervisor
+            tell(error, reporter)
+        opened.close()  # after the telling: it may wait for peers that are gone
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.ExitStack) -> int:
+    """Train what RUN_DIR/config.yaml says; the exit code. Raises whatever goes wrong, and then leaves the job in `opened`."""
+    reporter.emit("phase", phase="connecting")
+    gang = Gang.from_environment()
+    connect(gang)
+    from launcher.config import LaunchConfig
+    from launcher.training.job import Preempted, TrainingJob
+
+    config = LaunchConfig.from_yaml(run_dir / "config.yaml").training
+    peak = os.environ.get("PODLAUNCH_PEAK_FLOPS")
+    job = opened.enter_context(TrainingJob(config, run_dir, reporter, attempt=attempt, peak_flops=float(peak) if peak else None))
+    code = EXIT_DONE
+    try:
+        job.prepare()
+        job.execute()
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        code = EXIT_STOPPED
+    opened.close()
+    disconnect(gang)
+    return code
+
+
+def tell(error: Exception, reporter: Reporter) -> None:
+    traceback.print_exception(error)
+    reporter.emit("error", error=one_line(error))
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the parent dies, so that no training outlives its supervisor and keeps the chips."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    expected = os.environ.get("PODLAUNCH_PARENT_PID")
+    if expected and os.getppid() != int(expected):  # it died before the line above
+        os._exit(EXIT_FAILED)
+
+
+def connect(gang: Gang) -> None:
+    """Configure JAX and join the other processes of the run."""
+    import jax
+
+    cache = os.environ.get("PODLAUNCH_COMPILATION_CACHE")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)  # type: ignore[no-untyped-call]
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # type: ignore[no-untyped-call]
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)  # type: ignore[no-untyped-call]
+    if gang.processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]
+        jax.distributed.initialize(gang.coordinator, gang.processes, gang.process)
+
+
+def disconnect(gang: Gang) -> None:
+    """Leave together: process 0 serves the others until all have come here."""
+    import jax
+
+    if gang.processes > 1:
+        jax.distributed.shutdown()  # type: ignore[no-untyped-call]
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line; those written for the user keep their words."""
+    from cluster.errors import PodlaunchError
+
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PodlaunchError) else f"{type(error).__name__}: {text}"
+
+
+def _stop_at_once(_number: int, _frame: FrameType | None) -> None:
+    os._exit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    main()

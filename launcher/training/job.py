@@ -1,0 +1,177 @@
+"""A training job: prepare, execute, clean up. One per process; all processes of a run make the same calls.
+
+    TrainingJob(TrainingConfig.from_yaml("x.yaml"), Path("out")).run()      # one process, no Ray, no cluster
+
+What it leaves in `output`: metrics.jsonl, tensorboard/, checkpoints/<step>/, and export/ when it came to its end.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import jax
+
+from launcher.config import TrainingConfig
+from launcher.data.batches import EvalBatches, TrainBatches
+from launcher.data.cache import PackedData, open_packed
+from launcher.data.tokenizer import ByteTokenizer, Tokenizer
+from launcher.training.checkpoint import Checkpoints
+from launcher.training.export import export_model
+from launcher.training.loop import Loop, Preempted
+from launcher.training.mesh import Layout, make_layout
+from launcher.training.metrics import MetricsWriter
+from launcher.training.optimizer import make_optimizer
+from launcher.training.preemption import StopSignal
+from launcher.training.processes import check_same, is_main
+from launcher.training.reporter import Reporter, SilentReporter
+from launcher.training.state import Blueprint, TrainState, make_blueprint
+from launcher.training.step import CompiledSteps, compile_steps, put_batch
+
+__all__ = ["Preempted", "TrainingJob", "TrainingResult"]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a job ended. Losses are mean nats per learned token."""
+
+    step: int
+    loss: float | None
+    """Of the last step's batch; None when a resumed job had no step left to do."""
+    held_out_before: float | None
+    """None when the job did not start at step 0."""
+    held_out_after: float
+    export: Path
+
+
+class TrainingJob:
+    """Trains what `config` says into the folder `output`; goes on from the newest good checkpoint there.
+
+    `peak_flops` is the sum over all chips of the run, in FLOP/s; without it no MFU is reported. Other exceptions than those named at
+    the methods are bugs or JAX's own (out of memory, a lost peer).
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        output: Path,
+        reporter: Reporter | None = None,
+        *,
+        attempt: int = 0,
+        peak_flops: float | None = None,
+    ) -> None:
+        self.config, self.output, self.attempt = config, output, attempt
+        self.peak_flops = peak_flops
+        self.reporter = reporter or SilentReporter()
+        self.tokenizer: Tokenizer = ByteTokenizer()
+        self._open = contextlib.ExitStack()
+        self._ready: _Prepared | None = None
+
+    def run(self) -> TrainingResult:
+        """Prepare, execute, clean up. Raises what these raise."""
+        try:
+            self.prepare()
+            return self.execute()
+        finally:
+            self.cleanup()
+
+    def prepare(self) -> None:
+        """Mesh, data, compiled steps, and a state that is new or restored.
+
+        Raises ConfigError (mesh or data do not fit), CheckpointError (none usable), PodlaunchError (hosts disagree about the data).
+        """
+        layout = make_layout(self.config.check_devices(len(jax.devices())))
+        stop = StopSignal()
+        self._open.callback(stop.disarm)
+        data = self._open_data()
+        self._phase("compiling")
+        blueprint = make_blueprint(self.config, layout, make_optimizer(self.config))
+        steps = compile_steps(blueprint)
+        self._phase("restoring")
+        checkpoints = self._open.enter_context(
+            contextlib.closing(Checkpoints(self.output, self.config.trainer.keep_checkpoints, self.reporter))
+        )
+        state = checkpoints.restore(blueprint) or blueprint.init()
+        metrics = self._open.enter_context(MetricsWriter(self.output, self.attempt)) if is_main() else None
+        self._ready = _Prepared(layout, data, steps, blueprint, checkpoints, metrics, stop, state)
+
+    def execute(self) -> TrainingResult:
+        """Evaluate, train, evaluate, save, export. Raises Preempted after SIGTERM, with the state saved at a step boundary."""
+        ready, trainer = self._prepared(), self.config.trainer
+        first = int(ready.state.step)
+        before = self._evaluate("before", first) if first == 0 else None
+        self._phase("training")
+        loss = self._loop(ready).run(first)
+        self._phase("saving")
+        ready.checkpoints.save(int(ready.state.step), ready.state)
+        after = self._evaluate("after", trainer.steps)
+        ready.checkpoints.wait()
+        self._phase("exporting")
+        export = export_model(ready.state.params, self.config, self.tokenizer, self.output / "export", ready.layout)
+        self.reporter.emit("finished", step=trainer.steps, loss=loss)
+        return TrainingResult(trainer.steps, loss, before, after, export)
+
+    def cleanup(self) -> None:
+        """Finish a save that is under way, close files and threads. Always call it; may be called again."""
+        self._ready = None
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cleanup()
+
+    def _prepared(self) -> "_Prepared":
+        if self._ready is None:
+            raise RuntimeError("call prepare() before execute()")
+        return self._ready
+
+    def _open_data(self) -> PackedData:
+        self._phase("data")
+        data = open_packed(self.config.data, self.tokenizer, self.config.trainer.seq_len)
+        check_same("the training data", data.key)
+        return data
+
+    def _loop(self, ready: "_Prepared") -> Loop:
+        return Loop(
+            config=self.config,
+            batches=TrainBatches(ready.data.train, self.config.trainer.batch_size, self.config.trainer.seed),
+            ready=ready,
+            reporter=self.reporter,
+            peak_flops=self.peak_flops,
+        )
+
+    def _evaluate(self, when: str, step: int) -> float:
+        """Mean held-out loss, nats per learned token."""
+        self._phase("evaluating")
+        ready, trainer = self._prepared(), self.config.trainer
+        batches = EvalBatches(ready.data.held_out, trainer.batch_size, trainer.eval_batches)
+        total = count = 0.0
+        for k in range(batches.count):
+            sums = ready.steps.evaluate(ready.state.params, put_batch(batches, k, ready.layout))
+            total, count = total + float(sums[0]), count + float(sums[1])
+        loss = total / max(count, 1.0)
+        self.reporter.emit("evaluation", when=when, step=step, loss=loss)
+        if ready.metrics:
+            ready.metrics.evaluation(step, loss)
+        return loss
+
+    def _phase(self, name: str) -> None:
+        self.reporter.emit("phase", phase=name)
+
+
+@dataclass
+class _Prepared:
+    """What `prepare` made; `state` moves on with every step."""
+
+    layout: Layout
+    data: PackedData
+    steps: CompiledSteps
+    blueprint: Blueprint
+    checkpoints: Checkpoints
+    metrics: MetricsWriter | None
+    """None on every process but process 0."""
+    stop: StopSignal
+    state: TrainState

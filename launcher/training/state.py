@@ -1,0 +1,87 @@
+"""The state of training: weights, optimizer and step as one plain pytree, created where it lives."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
+
+from launcher.config import TrainingConfig
+from launcher.models.interface import BuildOptions, Decoder, Params
+from launcher.models.registry import family
+from launcher.training.mesh import Layout
+
+REMAT_FROM_PARAMETERS = 100_000_000
+"""Smaller models keep their activations: they fit, and computing them twice costs a third of the step."""
+
+
+class TrainState(NamedTuple):
+    """Everything a checkpoint holds. The data state is `step` itself."""
+
+    params: Params
+    opt_state: Any
+    step: jax.Array
+    """int32 scalar: how many updates are done."""
+
+
+class Blueprint(NamedTuple):
+    """The model and its state without any array: code, shapes and shardings."""
+
+    graph: nnx.GraphDef[Any]
+    optimizer: optax.GradientTransformationExtraArgs
+    layout: Layout
+    config: TrainingConfig
+    shardings: TrainState
+    abstract: TrainState
+    """ShapeDtypeStruct leaves that carry their shardings: the target of a restore and of ahead-of-time compilation."""
+
+    def model(self, params: Params) -> Decoder:
+        """The decoder with these weights; for use inside a jitted function."""
+        decoder: Decoder = nnx.merge(self.graph, params)
+        return decoder
+
+    def init(self) -> TrainState:
+        """A new state, every shard created on its own device: no host ever holds the model whole."""
+        seed = jax.random.key(self.config.trainer.seed)
+        state: TrainState = jax.jit(self._init, out_shardings=self.shardings)(seed)
+        return state
+
+    def _init(self, key: jax.Array) -> TrainState:
+        params = _weights(_build(self.config, self.layout, key))
+        return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def make_blueprint(config: TrainingConfig, layout: Layout, optimizer: optax.GradientTransformationExtraArgs) -> Blueprint:
+    """Work out shapes and shardings; computes nothing."""
+    model = nnx.eval_shape(lambda: _build(config, layout, jax.random.key(0)))
+    params = _weights(model)
+    param_shardings = layout.params(model)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    opt_shardings = optax.tree_map_params(
+        optimizer, lambda _, sharding: sharding, opt_state, param_shardings, transform_non_params=lambda _: layout.replicated
+    )
+    shapes = TrainState(params, opt_state, abstract_array((), jnp.int32, layout.replicated))  # type: ignore[arg-type]  # a shape in its array's place
+    shardings = TrainState(param_shardings, opt_shardings, layout.replicated)  # type: ignore[arg-type]  # a sharding in its array's place
+    abstract = jax.tree.map(lambda x, sharding: abstract_array(x.shape, x.dtype, sharding), shapes, shardings)
+    return Blueprint(nnx.graphdef(model), optimizer, layout, config, shardings, abstract)
+
+
+def abstract_array(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # type: ignore[no-untyped-call]  # JAX's
+
+
+def _build(config: TrainingConfig, layout: Layout, key: jax.Array) -> Decoder:
+    variant = config.model.shape
+    options = BuildOptions(
+        dtype=jnp.dtype(config.trainer.compute_dtype),
+        remat=variant.parameters >= REMAT_FROM_PARAMETERS,
+        constrain=layout.constrain,
+    )
+    return family(config.model.family).build(variant, key, options)
+
+
+def _weights(model: Decoder) -> Params:
+    return dict(nnx.to_pure_dict(nnx.state(model)))

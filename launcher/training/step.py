@@ -1,0 +1,82 @@
+"""The jitted functions of the loop: one training step, one evaluation step."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.stages import Compiled
+
+from launcher.data.batches import Batch, EvalBatches, TrainBatches
+from launcher.training.gradients import DeviceBatch, loss_and_gradients, loss_sums
+from launcher.training.mesh import Layout
+from launcher.training.optimizer import make_schedule
+from launcher.training.state import Blueprint, TrainState, abstract_array
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step, float32, on the device."""
+
+    loss: jax.Array
+    """Mean nats per learned token."""
+    grad_norm: jax.Array
+    """Before clipping."""
+    lr: jax.Array
+
+
+class CompiledSteps(NamedTuple):
+    """Ahead-of-time compiled: the first step costs what every step costs."""
+
+    train: Compiled
+    """(state, batch) -> (state, StepMetrics); the state given in is donated."""
+    evaluate: Compiled
+    """(params, batch) -> (sum of losses, sum of weights)."""
+
+
+def compile_steps(blueprint: Blueprint) -> CompiledSteps:
+    """Compile for the blueprint's shapes and shardings; served from JAX's persistent cache when that is set."""
+    shardings, layout = blueprint.shardings, blueprint.layout
+    batch, schedule = _abstract_batch(blueprint), make_schedule(blueprint.config)
+
+    def train(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
+        loss, grads = loss_and_gradients(blueprint, state.params, batch)
+        updates, opt_state = blueprint.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(grads), schedule(state.step))
+
+    train_step = jax.jit(train, donate_argnums=0, out_shardings=(shardings, layout.replicated))
+    eval_step = jax.jit(partial(loss_sums, blueprint), out_shardings=layout.replicated)
+    return CompiledSteps(train_step.lower(blueprint.abstract, batch).compile(), eval_step.lower(blueprint.abstract.params, batch).compile())
+
+
+def put_batch(source: TrainBatches | EvalBatches, step: int, layout: Layout) -> DeviceBatch:
+    """Batch `step` on the devices. A process reads only the rows that its own devices hold, each once."""
+    sharding = layout.batch
+    read: dict[tuple[int, int], Batch] = {}
+
+    def rows(index: tuple[slice, ...]) -> Batch:
+        start, stop, _ = index[0].indices(source.batch_size)
+        if (start, stop) not in read:
+            read[start, stop] = source.rows(step, start, stop)
+        return read[start, stop]
+
+    def put(field: str) -> jax.Array:
+        shape = (source.batch_size, source.data.tokens.shape[1] - 1)
+
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray[Any, Any]:
+            assert index is not None  # the shape is static
+            values: np.ndarray[Any, Any] = getattr(rows(index), field)
+            return values
+
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return {field: put(field) for field in Batch.FIELDS}
+
+
+def _abstract_batch(blueprint: Blueprint) -> dict[str, jax.ShapeDtypeStruct]:
+    trainer = blueprint.config.trainer
+    shape, sharding = (trainer.batch_size, trainer.seq_len), blueprint.layout.batch
+    types = dict.fromkeys(Batch.FIELDS, jnp.int32) | {"weights": jnp.float32}
+    return {field: abstract_array(shape, dtype, sharding) for field, dtype in types.items()}
