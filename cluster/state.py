@@ -51,6 +51,14 @@ def private_dir(path: Path) -> Path:
     return path
 
 
+def cache_dir() -> Path:
+    """What can be made again: $PODLAUNCH_CACHE_DIR, else $XDG_CACHE_HOME/podlaunch, else ~/.cache/podlaunch. Not created here."""
+    given = os.environ.get("PODLAUNCH_CACHE_DIR")
+    if given:
+        return Path(given).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "podlaunch"
+
+
 def short_dir(key: Path) -> Path:
     """A short private folder for Ray's sockets, one for each `key`.
 

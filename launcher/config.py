@@ -142,10 +142,10 @@ class MeshConfig:
 class TrainerConfig:
     """Hyperparameters and habits of the training loop. Counts are optimizer steps, sizes are global."""
 
-    steps: int = 100
+    steps: int = 60
     batch_size: int = 8
     """Sequences in one step, over all devices."""
-    seq_len: int = 256
+    seq_len: int = 128
     """Tokens in one sequence."""
     lr: float | None = None
     """Peak learning rate; null takes the variant's default."""
@@ -164,7 +164,7 @@ class TrainerConfig:
     log_every: int = 5
     eval_batches: int = 8
     """Held-out batches of the evaluation before the first step and after the last."""
-    checkpoint_every: int = 50
+    checkpoint_every: int = 20
     keep_checkpoints: int = 3
 
     def __post_init__(self) -> None:

@@ -68,9 +68,6 @@ class _News:
     def lines(self, status: RunStatus | None) -> Iterator[str]:
         if status is None:
             return
-        if status.phase and status.phase != self._phase and status.phase not in ("training", "saving"):
-            yield f"{_clock(status.updated_at - status.started_at)}  {status.phase}"
-        self._phase = status.phase
         events = list(self._run.events())
         for event in events[self._events :]:
             if text := _describe_event(event):
@@ -80,6 +77,9 @@ class _News:
         for row in metrics[self._metrics :]:
             yield f"{_clock(row['time'] - status.started_at)}  {_describe_step(row, status)}"
         self._metrics = len(metrics)
+        if status.phase and status.phase != self._phase and status.phase not in ("training", "saving"):
+            yield f"{_clock(status.updated_at - status.started_at)}  {status.phase}"
+        self._phase = status.phase
 
 
 def _describe_event(event: dict[str, Any]) -> str | None:

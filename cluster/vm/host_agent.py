@@ -4,14 +4,13 @@ Runs as the end of the VM's startup script: `python -m cluster.vm.host_agent`. N
 """
 
 import logging
-import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.logs import set_up_logging
 from cluster.ray_env import ray_environment
-from cluster.state import short_dir
 from cluster.vm import metadata
 from cluster.vm.metadata import HostIdentity
 from cluster.vm.ray_process import run_until_sigterm
@@ -66,7 +65,7 @@ def main() -> None:
     settings = HostSettings.from_dict(metadata.read_settings(metadata.fetch))
     set_up_logging(f"host-{identity.slice_name}-{identity.worker_id}", terminal=None)
     logger.info("host %d of slice %s, cluster %s", identity.worker_id, identity.slice_name, settings.cluster)
-    temp_dir = short_dir(Path(identity.slice_name) / str(identity.worker_id) / str(os.getpid()))
+    temp_dir = Path(tempfile.gettempdir()) / "ray"  # as short as can be: a socket's path is limited to 107 bytes
     run_until_sigterm(ray_start_command(identity, settings, temp_dir), host_environment(identity, settings))
 
 

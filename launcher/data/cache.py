@@ -24,6 +24,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from cluster.errors import ConfigError
+from cluster.state import cache_dir
 from launcher.config import DataConfig
 from launcher.data.pack import Encoded, Rows, encode, pack
 from launcher.data.sources import Document, read_documents
@@ -33,15 +34,6 @@ from launcher.data.tokenizer import Tokenizer
 FORMAT = 1
 """Counts up whenever the same input would give other rows."""
 TRAIN, HELD_OUT = "train", "held_out"
-
-
-def cache_dir() -> Path:
-    """The user's cache folder; $PODLAUNCH_CACHE_DIR comes first so that tests and emulated hosts can choose it."""
-    given = os.environ.get("PODLAUNCH_CACHE_DIR")
-    if given:
-        return Path(given).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").absolute() / "podlaunch"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ CHILD_PHASES: Mapping[str, str] = {
     "data": "preparing data",
     "compiling": "compiling",
     "restoring": "restoring",
+    "initializing": "initializing the model",
     "evaluating": "evaluating",
     "training": "training",
     "saving": "saving",

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.state import cache_dir
 from launcher import code
 
 Event = dict[str, Any]
@@ -105,13 +106,13 @@ class Runner:
         """Start the training process of this host. Raises OSError when it cannot be started."""
         self.kill()
         self._events = queue.Queue()  # what an earlier child said is over
-        unpacked = code.unpack(self._run_dir / "code.zip", _cache_dir() / "code")
+        unpacked = code.unpack(self._run_dir / "code.zip", cache_dir() / "code")
         env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
         env |= {
             "PYTHONPATH": str(unpacked / "podlaunch"),
             "PYTHONSAFEPATH": "1",
             "PODLAUNCH_USER_CODE": str(unpacked / "user"),
-            "PODLAUNCH_COMPILATION_CACHE": str(_cache_dir() / "compilation"),
+            "PODLAUNCH_COMPILATION_CACHE": str(cache_dir() / "compilation"),
             **_read_secrets(secrets_file),
             **environment,
         }
@@ -140,11 +141,6 @@ class Runner:
             self._child.signal(signal.SIGKILL)
             self._child.wait(30.0)
             self._child = None
-
-
-def _cache_dir() -> Path:
-    given = os.environ.get("PODLAUNCH_CACHE_DIR")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "podlaunch"
 
 
 def _read_secrets(path: str | None) -> dict[str, str]:

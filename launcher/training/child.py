@@ -5,7 +5,8 @@
     PODLAUNCH_COORDINATOR           host:port of process 0, for jax.distributed
     PODLAUNCH_NUM_PROCESSES, PODLAUNCH_PROCESS_ID
     PODLAUNCH_COMPILATION_CACHE     folder of JAX's persistent compilation cache
-    PODLAUNCH_PEAK_FLOPS            peak FLOP/s of all chips of the run together; MFU is reported when it is set
+    PODLAUNCH_USER_CODE             folder of the user's own modules, last on the path: they can shadow nothing of ours
+    PODLAUNCH_PEAK_FLOPS            peak FLOP/s of all chips of the run together; MFU is reported when it is set and the devices are such chips
 
 Exit codes: 0 done; 1 failed, with an "error" event and a traceback on stderr; 2 a wrong command line; 143 stopped by SIGTERM with the
 state saved.
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.ExitStack) -> int:
     """Train what RUN_DIR/config.yaml says; the exit code. Raises whatever goes wrong, and then leaves the job in `opened`."""
     reporter.emit("phase", phase="connecting")
+    if user_code := os.environ.get("PODLAUNCH_USER_CODE"):
+        sys.path.append(user_code)
     gang = Gang.from_environment()
     connect(gang)
     from launcher.config import LaunchConfig

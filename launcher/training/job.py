@@ -62,7 +62,8 @@ class TrainingJob:
         peak_flops: float | None = None,
     ) -> None:
         self.config, self.output, self.attempt = config, output, attempt
-        self.peak_flops = peak_flops
+        # The peak is a TPU's; on other devices the same slice has another, unknown one.
+        self.peak_flops = peak_flops if jax.default_backend() == "tpu" else None
         self.reporter = reporter or SilentReporter()
         self.tokenizer: Tokenizer = ByteTokenizer()
         self._open = contextlib.ExitStack()
@@ -92,7 +93,10 @@ class TrainingJob:
         checkpoints = self._open.enter_context(
             contextlib.closing(Checkpoints(self.output, self.config.trainer.keep_checkpoints, self.reporter))
         )
-        state = checkpoints.restore(blueprint) or blueprint.init()
+        state = checkpoints.restore(blueprint)
+        if state is None:
+            self._phase("initializing")
+            state = blueprint.init()
         metrics = self._open.enter_context(MetricsWriter(self.output, self.attempt)) if is_main() else None
         self._ready = _Prepared(layout, data, steps, blueprint, checkpoints, metrics, stop, state)
 

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from cluster.errors import ConfigError
 from launcher.config import DataConfig
 from launcher.data.batches import EvalBatches, TrainBatches
-from launcher.data.cache import PackedSet, cache_dir, open_packed
+from cluster.state import cache_dir
+from launcher.data.cache import PackedSet, open_packed
 from launcher.data.pack import Encoded, encode, pack
 from launcher.data.sources import Document
 from launcher.data.split import document_rank, held_out_limit
