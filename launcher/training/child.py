@@ -6,7 +6,7 @@
     PODLAUNCH_NUM_PROCESSES, PODLAUNCH_PROCESS_ID
     PODLAUNCH_COMPILATION_CACHE     folder of JAX's persistent compilation cache
     PODLAUNCH_USER_CODE             folder of the user's own modules, last on the path: they can shadow nothing of ours
-    PODLAUNCH_PEAK_FLOPS            peak FLOP/s of all chips of the run together; MFU is reported when it is set and the devices are such chips
+    PODLAUNCH_PEAK_FLOPS            peak FLOP/s of all chips of the run together; MFU is reported when it is set, on TPUs only
 
 Exit codes: 0 done; 1 failed, with an "error" event and a traceback on stderr; 2 a wrong command line; 143 stopped by SIGTERM with the
 state saved.

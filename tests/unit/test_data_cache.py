@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 
 from cluster.errors import ConfigError
+from cluster.state import cache_dir
 from launcher.config import DataConfig
 from launcher.data.batches import EvalBatches, TrainBatches
-from cluster.state import cache_dir
 from launcher.data.cache import PackedSet, open_packed
 from launcher.data.pack import Encoded, encode, pack
 from launcher.data.sources import Document
