@@ -28,19 +28,22 @@ from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
 logger = logging.getLogger(__name__)
 
 ALIVE_CHECK_S = 3.0
+VERBOSE = ("-v", "--verbose")
 
 
 def main() -> None:
     """The entry point of launch.py and of `podlaunch`. Exits 0 when the run succeeded, 100 when it failed, 2 for a wrong setting."""
-    sys.exit(guarded(lambda: _run_command_line(sys.argv[1:]), "launch"))
+    arguments = [word for word in sys.argv[1:] if word not in VERBOSE]
+    verbose = len(arguments) < len(sys.argv) - 1
+    sys.exit(guarded(lambda: _run_command_line(arguments), "launch", verbose=verbose))
 
 
-def guarded(command: Callable[[], int], component: str) -> int:
+def guarded(command: Callable[[], int], component: str, *, verbose: bool = False) -> int:
     """Run a command; whatever goes wrong is one line on stderr, and the traceback is in the component's log."""
     read_dotenv()
     errors = Console(stderr=True)
     try:
-        set_up_logging(component)
+        set_up_logging(component, terminal=logging.INFO if verbose else logging.WARNING)
         return command()
     except PodlaunchError as error:
         logger.info("refused: %s", error, exc_info=True)

@@ -1,7 +1,7 @@
 """The gang of one run on Ray: its slices, its runners, their children. All that the supervisor needs of Ray is here."""
 
-import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,8 +14,6 @@ from launcher.gang.placement import Host, complete, living_hosts, process_enviro
 from launcher.gang.runner import Event, Runner
 from launcher.runs import RunDirectory
 
-logger = logging.getLogger(__name__)
-
 EVENT_WAIT_S = 20.0
 """How long a runner holds a question for events before it answers with none."""
 
@@ -23,7 +21,7 @@ EVENT_WAIT_S = 20.0
 class Gang:
     """Slices are reserved first, then hosts appear, then runners are placed on them."""
 
-    def __init__(self, directory: RunDirectory, config: ClusterConfig, slice_resource: str, secrets_file: str | None) -> None:
+    def __init__(self, directory: RunDirectory, config: ClusterConfig, slice_resource: str, secrets_file: Path | None) -> None:
         kind = config.accelerator
         self._peak_flops = kind.peak_bf16_tflops * 1e12 * kind.chips * config.slices
         self._directory = directory
@@ -86,7 +84,7 @@ class Gang:
                     **process_environment(self.hosts, index, port, megascale_port),
                 },
                 str(self._directory.log(attempt, index)),
-                self._secrets_file,
+                None if self._secrets_file is None else str(self._secrets_file),
             )
             for index, runner in enumerate(self._runners)
         ]

@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--job", required=True)
-    parser.add_argument("--secrets-file")
+    parser.add_argument("--secrets-file", type=Path)
     arguments = parser.parse_args()
     directory = RunDirectory(arguments.run_dir)
     set_up_logging(f"supervisor-{directory.run_id}", terminal=logging.INFO)
@@ -215,6 +215,9 @@ def main() -> None:
         logger.exception("the supervisor failed")
         record.enter(RunState.FAILED, "", reason=f"the supervisor failed: {type(error).__name__}: {error}", ended_at=time.time())
         raise
+    finally:
+        if arguments.secrets_file is not None:
+            arguments.secrets_file.unlink(missing_ok=True)
     print(json.dumps({"run": directory.run_id, "state": record.status.state}))
 
 

@@ -20,6 +20,7 @@ from launcher.runs import RunDirectory, RunStatus
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 280.0
+SECRET = "a-secret-that-must-not-be-written-down"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Home:
     @property
     def env(self) -> dict[str, str]:
         own = {"PODLAUNCH_STATE_DIR": str(self.state), "PODLAUNCH_CACHE_DIR": str(self.folder.parent / "cache"), "NO_COLOR": "1"}
+        own["HF_TOKEN"] = SECRET
         return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | own
 
     def start(self, *command: str) -> "subprocess.Popen[str]":

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from launcher.runs import RunState
-from tests.integration.conftest import Home, eventually, launch_command, read_lines
+from tests.integration.conftest import SECRET, Home, eventually, launch_command, read_lines
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -55,6 +55,12 @@ def test_the_run_directory_is_as_the_contract_says(home: Home, first: str) -> No
     assert [event["event"] for event in directory.events()][-1] == "state"
 
 
+def test_secrets_are_nowhere_on_the_disk_once_the_run_has_ended(home: Home, first: str) -> None:
+    files = [path for base in (home.folder, home.state) for path in base.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
 def test_the_command_of_the_mission_uses_the_running_cluster_and_lowers_the_held_out_loss(home: Home, first: str) -> None:
     before = {path.name for path in (home.folder / "runs").iterdir()}
     started = time.time()
@@ -76,6 +82,7 @@ def test_a_run_survives_the_kill_of_a_training_process(home: Home, first: str) -
     eventually(lambda: (status := run.status()) is not None and (status.checkpoint or 0) >= 10, "a checkpoint")
     eventually(lambda: home.status("killed").step >= 13, "steps that no checkpoint holds")
     (victim,) = training_processes(home, "killed", process_id="1")
+    assert victim.environ()["HF_TOKEN"] == SECRET, "secrets that the run names reach its training processes"
     victim.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
