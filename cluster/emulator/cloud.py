@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from cluster.emulator.catalogue import CONFIG_OF_GENERATION
 from cluster.emulator.checks import (
     FAILED_PRECONDITION,
     already_exists,
@@ -247,7 +248,7 @@ class Cloud:
         node = NodeRecord(self._new_message(path, body), secrets.token_hex(6), kind, operation=operation, holds=holds)
         node.message.accelerator_type = kind.name
         node.message.accelerator_config.topology = kind.topology
-        node.message.accelerator_config.type_ = _CONFIG_OF_GENERATION[kind.generation]
+        node.message.accelerator_config.type_ = CONFIG_OF_GENERATION[kind.generation]
         node.hosts = self._new_hosts(kind.hosts)
         self._nodes[path] = node
         self._store.put_node(node)
@@ -414,4 +415,3 @@ def _name(node: NodeRecord) -> str:
 
 
 _HOLDS_NOTHING = frozenset({STOPPED, PREEMPTED})
-_CONFIG_OF_GENERATION = {"v2": 2, "v3": 4, "v4": 7, "v5e": 9, "v5p": 10, "v6e": 11}
