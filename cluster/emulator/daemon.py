@@ -1,7 +1,7 @@
 """The emulated cloud as a daemon of this machine.
 
     <folder>/lock            held while a daemon runs
-    <folder>/endpoint.json   {grpc, process, image_bundle}: written when it serves
+    <folder>/endpoint.json   {grpc, rest, process, image_bundle}: written when it serves
     <folder>/cloud.sqlite3   what outlives it
     <folder>/hosts/          the disks of its hosts
 
@@ -22,11 +22,15 @@ from pathlib import Path
 import psutil
 
 from cluster import processes
+from cluster.emulator.api import Api
+from cluster.emulator.clock import RealClock
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
+from cluster.emulator.http import HttpServer
+from cluster.emulator.profile import INSTANT, Profile
+from cluster.emulator.rest import Rest
 from cluster.emulator.server import Server
 from cluster.emulator.store import Store
-from cluster.emulator.timers import INSTANT, Profile, ThreadTimers
 from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord
 from cluster.state import private_dir, read_json, write_atomic
@@ -39,7 +43,9 @@ class Endpoint:
     """How a running daemon is reached."""
 
     grpc: str
-    """host:port of the Cloud TPU API."""
+    """host:port of the Cloud TPU API over gRPC."""
+    rest: str
+    """URL of the same API over REST; empty for a daemon of an earlier version."""
     process: ProcessRecord
     image_bundle: str
     """The hash of the bundle in the image of its hosts."""
@@ -50,7 +56,7 @@ def read_endpoint(folder: Path) -> Endpoint | None:
     values = read_json(folder / "endpoint.json")
     if values is None:
         return None
-    found = Endpoint(values["grpc"], ProcessRecord.from_dict(values["process"]), values["image_bundle"])
+    found = Endpoint(values["grpc"], values.get("rest", ""), ProcessRecord.from_dict(values["process"]), values["image_bundle"])
     return found if found.process.alive() else None
 
 
@@ -64,18 +70,20 @@ def serve(
     with only_one(folder):
         store = Store(folder / "cloud.sqlite3")
         hosts = ProcessHosts(private_dir(folder / "hosts"), state_dir, image_bundle, env)
-        timers = ThreadTimers()
-        cloud = Cloud(store, hosts, timers, state_dir=state_dir, profile=profile)
+        clock = RealClock()
+        cloud = Cloud(store, hosts, clock, state_dir=state_dir, profile=profile)
         cloud.resume()
-        server = Server(cloud, int(store.get("port", "0")))
+        api = Api(cloud)
+        server, rest = Server(api, int(store.get("port", "0"))), HttpServer(Rest(api).answer, int(store.get("rest_port", "0")))
         store.set("port", str(server.port))
-        _write_endpoint(folder, server.endpoint, image_bundle)
+        store.set("rest_port", str(rest.port))
+        _write_endpoint(folder, server.endpoint, rest.url, image_bundle)
         try:
             while not stop.wait(_WATCH_SECONDS):
                 cloud.watch_hosts()
         finally:
             (folder / "endpoint.json").unlink(missing_ok=True)
-            for close in (server.stop, timers.close, hosts.close, store.close):
+            for close in (rest.stop, server.stop, clock.close, hosts.close, store.close):
                 close()
 
 
@@ -115,9 +123,9 @@ def daemon_marker(folder: Path) -> str:
     return f"emulator-{folder}"
 
 
-def _write_endpoint(folder: Path, grpc: str, image_bundle: str) -> None:
+def _write_endpoint(folder: Path, grpc: str, rest: str, image_bundle: str) -> None:
     own = os.environ.get(processes.MARKER)
     # One in the foreground may have inherited somebody else's mark, by which that one's processes would be ended together with it.
     mark = own if own == daemon_marker(folder) else f"emulator-in-the-foreground-{os.getpid()}"
     process = ProcessRecord(os.getpid(), psutil.Process().create_time(), mark)
-    write_atomic(folder / "endpoint.json", json.dumps(dataclasses.asdict(Endpoint(grpc, process, image_bundle))))
+    write_atomic(folder / "endpoint.json", json.dumps(dataclasses.asdict(Endpoint(grpc, rest, process, image_bundle))))
