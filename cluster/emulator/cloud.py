@@ -42,6 +42,19 @@ class Cloud(Incidents):
             paths, token = page(self.reachable(self._nodes), parent, "nodes", page_size, page_token)
             return [self._nodes[path].message.SerializeToString() for path in paths], token
 
+    def describe(self) -> list[dict[str, Any]]:
+        """Every node with what is behind it, for people and tests."""
+        with self._lock:
+            return [
+                {
+                    "name": node.path,
+                    "state": self.state_name(node),
+                    "queuedResource": node.queued,
+                    "hosts": [{"worker": host.worker, "ip": host.ip, "exited": host.exited, "held": host.held} for host in node.hosts],
+                }
+                for node in self._nodes.values()
+            ]
+
     def delete_node(self, path: str) -> Any:
         """Return the operation that deletes it; the one under way when it is being deleted already (a guess). Raises Refusal."""
         with self._lock, self._store.together():

@@ -80,7 +80,7 @@ def create(cloud: Cloud, node_id: str = "n") -> Any:
 
 
 def state(cloud: Cloud) -> str:
-    return tpu_v2.Node.State(cloud.get_node(PATH).state).name
+    return str(tpu_v2.Node.State(cloud.get_node(PATH).state).name)
 
 
 def test_rule_strikes_as_often_as_it_says_and_only_what_it_names() -> None:
@@ -118,7 +118,9 @@ def test_preset_reaches_the_caller_or_ends_the_operation_in_its_words(cloud: Clo
     node = tpu_v2.Node(accelerator_type="v4-16", runtime_version="tpu-ubuntu2204-base")
     with pytest.raises(exceptions.GoogleAPICallError) as caught:
         client.create_node(parent=PARENT, node_id="n", node=node, timeout=10)
-    assert (caught.value.grpc_status_code.value[0], caught.value.message) == (expected.code, expected.words)
+    code = caught.value.grpc_status_code
+    assert code is not None
+    assert (code.value[0], caught.value.message) == (expected.code, expected.words)
     assert "{" not in expected.words
 
 
