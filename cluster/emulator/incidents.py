@@ -15,6 +15,21 @@ _WHILE_PREEMPTED = "Cloud TPU received a bad request. update is not supported wh
 class Incidents(Lives):
     """A node is named by its path, or by its id where that is clear."""
 
+    def resume(self) -> None:
+        """Also what was announced, or begun, and not done yet."""
+        super().resume()
+        with self._lock:
+            nodes = list(self._nodes.values())
+        for node in nodes:
+            if node.message.state == PREEMPTED:
+                self.clock.after(0.0, functools.partial(self._kill, node))
+            elif node.message.state == REPAIRING:
+                self.clock.after(self._profile.maintenance, functools.partial(self._come_back, node))
+            elif _PREEMPTED_KEY in node.notices:
+                self.clock.after(self._profile.notice, functools.partial(self._take_back, node))
+            elif _MAINTENANCE_KEY in node.notices:
+                self.clock.after(self._profile.notice, functools.partial(self._repair, node))
+
     def preempt(self, name: str, *, notice: float | None = None) -> None:
         """Take a node back: its hosts' metadata say so, and after `notice` seconds (None: the profile's; 0: at once) it is PREEMPTED and
         its hosts are killed. The node stays until it is deleted. Raises Refusal.

@@ -67,13 +67,15 @@ class Lives:
 
     def resume(self) -> None:
         """Take up what an earlier daemon left: its hosts are found again, its unfinished work is done. Call once, before serving."""
-        work = dict.fromkeys(_COMES_UP, self._boot_again) | {DELETING: self._tear_down, STOPPING: self._power_off}
+        work = {CREATING: self._boot_again, STARTING: self._boot_again, DELETING: self._tear_down, STOPPING: self._power_off}
         with self._lock:
             nodes = list(self._nodes.values())
         for node in nodes:
+            for host in node.hosts:
+                host.held = False  # faults end with the daemon that had them
             if node.message.state in work:
                 self.clock.after(0.0, functools.partial(work[node.message.state], node))
-            elif node.message.state not in (STOPPED, PREEMPTED):
+            elif node.message.state not in (STOPPED, PREEMPTED, REPAIRING):
                 self._find_hosts(node)
         self.queued.resume()
 

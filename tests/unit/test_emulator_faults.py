@@ -4,6 +4,7 @@ import signal
 import threading
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from cluster.emulator.hosts import NoHosts
 from cluster.emulator.metadata import MetadataServer, entries
 from cluster.emulator.model import HostRecord, NodeRecord, Refusal
 from cluster.emulator.profile import Profile
+from cluster.emulator.store import Store
 from cluster.tpu.api import make_client
 from cluster.tpu.catalog import lookup
 
@@ -215,6 +217,25 @@ def test_maintenance_is_announced_ends_the_hosts_and_brings_them_back(cloud: Clo
     assert (hosts.running, state(cloud)) == (set(), "REPAIRING")
     cloud.clock.advance(60.0)
     assert (hosts.running, state(cloud)) == ({0, 1}, "READY")
+
+
+@pytest.mark.parametrize(
+    ("act", "seconds", "end"), [("preempt", 30.0, "PREEMPTED"), ("maintain", 30.0, "REPAIRING"), ("maintain", 90.0, "READY")]
+)
+def test_next_daemon_does_what_the_last_one_announced(tmp_path: Path, act: str, seconds: float, end: str) -> None:
+    profile = Profile(notice=30.0, maintenance=60.0)
+    store = Store(tmp_path / "cloud.sqlite3")
+    first = Cloud(store, NoHosts(), ManualClock(), state_dir=tmp_path, profile=profile)
+    create(first)
+    getattr(first, act)("n")
+    store.close()  # what a SIGKILL leaves: nothing is written at the end
+    store = Store(tmp_path / "cloud.sqlite3")
+    second = Cloud(store, NoHosts(), ManualClock(), state_dir=tmp_path, profile=profile)
+    second.resume()
+    assert state(second) == "READY"
+    second.clock.advance(seconds)
+    assert state(second) == end
+    store.close()
 
 
 def test_host_that_dies_hangs_or_wakes_leaves_the_node_ready(cloud: Cloud, hosts: RecordedHosts) -> None:
