@@ -9,10 +9,15 @@ from typing import Any
 
 from cluster.emulator import catalogue
 from cluster.emulator.cloud import Cloud
+from cluster.emulator.faults import ON_CALL, Effect
 
 TPU, OPERATIONS, LOCATIONS = "google.cloud.tpu.v2.Tpu", "google.longrunning.Operations", "google.cloud.location.Locations"
 _LISTS = frozenset({"ListNodes", "ListQueuedResources", "ListLocations", "GetLocation", "ListOperations", "GetOperation"})
 """Answered also where a zone is unreachable: lists name it instead, and operations are not of the zone."""
+
+
+class Dropped(Exception):
+    """The connection of a call breaks."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,22 @@ class Api:
         self.methods = {method.name: method for method in found}
 
     def call(self, name: str, request: Any) -> Any:
-        """The answer to a raw request. Raises Refusal."""
+        """The answer to a raw request. Raises Refusal, and Dropped where a fault breaks the connection."""
         target = target_of(request)
+        struck = self._cloud.faults.strike(name, target, ON_CALL)
+        for fault in struck:
+            if fault.effect is Effect.LATENCY:
+                self._cloud.clock.sleep(fault.seconds)
+            elif fault.effect is Effect.ERROR:
+                raise fault.refusal(name, target)
+            elif fault.effect is Effect.DROP:
+                raise Dropped
         if name not in _LISTS:
             self._cloud.check_reachable(zone_of(target))
-        return self.methods[name].handle(request)
+        answer = self.methods[name].handle(request)
+        if any(fault.effect is Effect.DROP_ANSWER for fault in struck):
+            raise Dropped
+        return answer
 
 
 def target_of(request: Any) -> str:

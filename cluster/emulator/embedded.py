@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.emulator.admin import Admin
 from cluster.emulator.api import Api
 from cluster.emulator.clock import Clock, RealClock
 from cluster.emulator.cloud import Cloud
@@ -25,6 +26,8 @@ class Embedded:
     """host:port of its Cloud TPU API over gRPC."""
     rest: str
     """URL of the same API over REST."""
+    admin: str
+    """URL of the admin endpoint."""
     clock: Clock
 
 
@@ -47,12 +50,13 @@ def embedded_emulator(
     cloud = cloud_class(store, hosts, clock, state_dir=database or Path("/"), profile=profile)
     cloud.resume()
     api = Api(cloud)
-    server, rest = Server(api), HttpServer(Rest(api).answer)
+    server, rest, admin = Server(api), HttpServer(Rest(api).answer), HttpServer(Admin(cloud).answer)
     try:
-        yield Embedded(cloud, server.endpoint, rest.url, clock)
+        yield Embedded(cloud, server.endpoint, rest.url, admin.url, clock)
     finally:
+        admin.stop()
         rest.stop()
+        clock.close()  # before the server: a call that a fault holds up must not hold up the end
         server.stop(grace=0)
-        clock.close()
         hosts.close()
         store.close()

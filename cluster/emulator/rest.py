@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from cluster.emulator.api import Api
+from cluster.emulator.api import Api, Dropped
 from cluster.emulator.checks import INVALID_ARGUMENT, NOT_FOUND
 from cluster.emulator.http import Answer, Request
 from cluster.emulator.model import Refusal
@@ -103,6 +103,8 @@ class Rest:
         try:
             method, call = self._parse(request, query)
             response = self._api.call(method, call)
+        except Dropped:
+            return Answer(0, "")
         except Refusal as refusal:
             return error_answer(refusal)
         numbers = any(value.endswith("enum-encoding=int") for name, value in query if name == "$alt")

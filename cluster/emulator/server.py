@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from cluster.emulator.api import LOCATIONS, OPERATIONS, TPU, Api, Method
+from cluster.emulator.api import LOCATIONS, OPERATIONS, TPU, Api, Dropped, Method
 from cluster.emulator.model import Refusal
 from cluster.emulator.peers import Peers
 from cluster.emulator.status import status_of
@@ -71,6 +71,8 @@ def _answering(api: Api, method: Method, peers: Peers) -> Callable[[Any, Any], A
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "this emulated cloud belongs to another user of the machine")
         try:
             return api.call(method.name, call)
+        except Dropped:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")  # what a client sees of a broken connection; we cannot break it
         except Refusal as refusal:
             metadata = (("grpc-status-details-bin", status_of(refusal).SerializeToString()),)
             context.abort_with_status(_Status(_CODES[refusal.code], refusal.words, metadata))

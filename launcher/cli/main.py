@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from launcher.app import guarded
-from launcher.cli import start, status, stop, train
+from launcher.cli import emulator, start, status, stop, train
 
 app = typer.Typer(
     help="Slices of Cloud TPU, joined into Ray clusters, and the training runs on them.",
@@ -20,6 +20,7 @@ app.command("start")(start.start)
 app.command("stop")(stop.stop)
 app.command("status")(status.status)
 app.add_typer(train.app, name="train")
+app.add_typer(emulator.app, name="emulator")
 
 
 @app.callback()

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from google.cloud import tpu_v2
 from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcAsyncIOTransport, TpuGrpcTransport, TpuRestTransport
 
 from cluster.emulator.embedded import Embedded, embedded_emulator
+from cluster.emulator.faults import PRESETS
 
 ZONE = "us-central2-b"
 PARENT = f"projects/p/locations/{ZONE}"
@@ -138,6 +140,31 @@ def test_catalogues_and_locations_are_listed(call: Call) -> None:
     assert ZONE in {location.location_id for location in call("list_locations", name="projects/p").locations}
     assert call("get_location", name=PARENT).location_id == ZONE
     assert "@" in call("generate_service_identity", parent=PARENT).identity.email
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_known_error_reaches_the_client_in_the_words_of_the_service(call: Call, emulator: Embedded, preset: str) -> None:
+    fault = PRESETS[preset]
+    emulator.cloud.faults.add(fault)
+    expected = fault.refusal("CreateNode", f"{PARENT}/nodes/n")
+    with pytest.raises(exceptions.GoogleAPICallError) as caught:
+        call("create_node", parent=PARENT, node_id="n", node=node())
+    assert expected.words in str(caught.value)
+    emulator.cloud.faults.clear()
+    deadline = time.monotonic() + 10
+    while call("list_nodes", parent=PARENT):  # a node whose creation failed goes by itself
+        assert time.monotonic() < deadline
+
+
+def test_quota_and_stockout_come_from_limits_with_their_details(call: Call, emulator: Embedded) -> None:
+    emulator.cloud.set_quota("us-central2", "v4", 8)
+    with pytest.raises(exceptions.TooManyRequests, match=r"Limit: 8 in region us-central2") as caught:
+        call("create_node", parent=PARENT, node_id="n", node=node())
+    assert caught.value.details
+    emulator.cloud.set_quota("us-central2", "v4", None)
+    emulator.cloud.set_capacity(ZONE, "v4", 4)
+    with pytest.raises(exceptions.GoogleAPICallError, match="There is no more capacity in the zone"):
+        call("create_node", parent=PARENT, node_id="n", node=node())
 
 
 def test_unreachable_zone_is_named_by_lists_and_fails_other_calls(call: Call, emulator: Embedded) -> None:
