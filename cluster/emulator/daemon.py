@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def serve(
 
     Raises ClusterError when another daemon serves `folder`.
     """
-    with only_one(folder):
+    with only_one(folder, patience=5.0):
         store = Store(folder / "cloud.sqlite3")
         hosts = ProcessHosts(private_dir(folder / "hosts"), state_dir, image_bundle, env)
         clock = RealClock()
@@ -114,7 +115,7 @@ def purge(folder: Path) -> int:
 
     Raises ClusterError while a daemon runs.
     """
-    with only_one(folder):
+    with only_one(folder, patience=5.0):
         if not (folder / "cloud.sqlite3").exists():
             return 0
         store = Store(folder / "cloud.sqlite3")
@@ -132,13 +133,22 @@ def purge(folder: Path) -> int:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which goes with the process. Raises ClusterError when somebody else holds it."""
+def only_one(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the folder's lock, which goes with the process. Raises ClusterError when somebody else holds it for `patience` seconds.
+
+    A daemon that was killed a moment ago is dead for everybody and holds it still, until the kernel has taken its threads apart.
+    """
+    deadline = time.monotonic() + patience
     with (private_dir(folder) / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClusterError(f"another emulated cloud runs on {folder}; use it, or stop it first with: tpu emulator stop") from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    words = f"another emulated cloud runs on {folder}; use it, or stop it first with: tpu emulator stop"
+                    raise ClusterError(words) from None
+            time.sleep(0.02)  # a lock cannot be waited for with a limit
         yield
 
 
