@@ -4,7 +4,7 @@ The words come from the API fact sheet (public issues and run logs). A guess is 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.emulator.model import Refusal
@@ -12,11 +12,12 @@ from cluster.errors import ConfigError
 from cluster.tpu import catalog
 from cluster.tpu.catalog import AcceleratorType
 
-INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS = 3, 5, 6
+INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION = 3, 5, 6, 9
 _PARENT = re.compile(r"projects/[^/]+/locations/[^/]+")
 _ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
-_NODE_ID = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+_ID = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _METADATA_VALUE_BYTES = 256 * 1024
+_UPDATABLE = frozenset({"description", "tags", "labels", "metadata", "data_disks"})
 # AcceleratorConfig.Type by number.
 _GENERATION_OF_CONFIG = {2: "v2", 4: "v3", 7: "v4", 9: "v5e", 10: "v5p", 11: "v6e"}
 
@@ -31,12 +32,12 @@ def check_parent(parent: str, *, wildcard: bool = False) -> str:
     return zone
 
 
-def check_node_id(node_id: str) -> None:
+def check_resource_id(field: str, value: str) -> None:
     """Raises Refusal. The rule is the one that marin-community/marin checks; the words are a guess."""
-    if not _NODE_ID.fullmatch(node_id):
+    if not _ID.fullmatch(value):
         raise Refusal(
             INVALID_ARGUMENT,
-            f'Cloud TPU received an invalid argument. The "nodeId" value "{node_id}" is not valid: it must match '
+            f'Cloud TPU received an invalid argument. The "{field}" value "{value}" is not valid: it must match '
             f"[a-z]([-a-z0-9]{{0,61}}[a-z0-9])?. [EID: 0xe41e]",
         )
 
@@ -79,6 +80,14 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
             raise Refusal(INVALID_ARGUMENT, words)
     if sum(sizes.values()) > 2 * _METADATA_VALUE_BYTES:
         raise Refusal(INVALID_ARGUMENT, "Cloud TPU received an invalid argument. The metadata is too large. [EID: 0xe41a]")
+
+
+def check_update(fields: Sequence[str]) -> None:
+    """Raises Refusal. The fields are those that the client's documentation names; the words are a guess."""
+    wrong = [name for name in fields if name not in _UPDATABLE]
+    if wrong or not fields:
+        value = ",".join(fields)
+        raise Refusal(INVALID_ARGUMENT, f'Cloud TPU received an invalid argument. The "updateMask" value "{value}" is not valid.')
 
 
 def runtime_versions() -> list[str]:

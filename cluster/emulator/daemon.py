@@ -22,11 +22,12 @@ from pathlib import Path
 import psutil
 
 from cluster import processes
+from cluster.emulator.clock import RealClock
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
+from cluster.emulator.profile import INSTANT, Profile
 from cluster.emulator.server import Server
 from cluster.emulator.store import Store
-from cluster.emulator.timers import INSTANT, Profile, ThreadTimers
 from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord
 from cluster.state import private_dir, read_json, write_atomic
@@ -64,8 +65,8 @@ def serve(
     with only_one(folder):
         store = Store(folder / "cloud.sqlite3")
         hosts = ProcessHosts(private_dir(folder / "hosts"), state_dir, image_bundle, env)
-        timers = ThreadTimers()
-        cloud = Cloud(store, hosts, timers, state_dir=state_dir, profile=profile)
+        clock = RealClock()
+        cloud = Cloud(store, hosts, clock, state_dir=state_dir, profile=profile)
         cloud.resume()
         server = Server(cloud, int(store.get("port", "0")))
         store.set("port", str(server.port))
@@ -75,7 +76,7 @@ def serve(
                 cloud.watch_hosts()
         finally:
             (folder / "endpoint.json").unlink(missing_ok=True)
-            for close in (server.stop, timers.close, hosts.close, store.close):
+            for close in (server.stop, clock.close, hosts.close, store.close):
                 close()
 
 

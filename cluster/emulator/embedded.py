@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.emulator.clock import Clock, RealClock
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.hosts import Hosts, NoHosts
+from cluster.emulator.profile import INSTANT, Profile
 from cluster.emulator.server import Server
 from cluster.emulator.store import Store
-from cluster.emulator.timers import INSTANT, Profile, ThreadTimers
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,27 @@ class Embedded:
 
 @contextmanager
 def embedded_emulator(
-    *, hosts: Hosts | None = None, profile: Profile = INSTANT, database: Path | None = None, cloud_class: type[Cloud] = Cloud
+    *,
+    hosts: Hosts | None = None,
+    profile: Profile = INSTANT,
+    database: Path | None = None,
+    clock: Clock | None = None,
+    cloud_class: type[Cloud] = Cloud,
 ) -> Iterator[Embedded]:
-    """Serve until the block is left. Without `hosts`, nodes have addresses and no processes; without `database`, no memory."""
-    store, timers = Store(database), ThreadTimers()
+    """Serve until the block is left. Without `hosts`, nodes have addresses and no processes; without `database`, no memory.
+
+    With a ManualClock nothing happens until the caller advances it; without `clock`, everything does by itself.
+    """
+    store = Store(database)
+    clock = clock if clock is not None else RealClock()
     hosts = hosts if hosts is not None else NoHosts()
-    cloud = cloud_class(store, hosts, timers, state_dir=database or Path("/"), profile=profile)
+    cloud = cloud_class(store, hosts, clock, state_dir=database or Path("/"), profile=profile)
     cloud.resume()
     server = Server(cloud)
     try:
         yield Embedded(cloud, server.endpoint)
     finally:
         server.stop(grace=0)
-        timers.close()
+        clock.close()
         hosts.close()
         store.close()

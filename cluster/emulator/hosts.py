@@ -29,8 +29,14 @@ class Hosts(Protocol):
     def start(self, node: NodeRecord) -> None:
         """Start what does not run yet, and write into `node.hosts` how it is found again."""
 
+    def halt(self, node: NodeRecord) -> None:
+        """End every process of the node, also what was started and not written down. Its disks stay."""
+
     def stop(self, node: NodeRecord) -> None:
-        """End everything that belongs to the node, also what was started and not written down."""
+        """End everything that belongs to the node, its disks as well."""
+
+    def announce(self, node: NodeRecord) -> None:
+        """Let the hosts' metadata servers show the node as it is now."""
 
     def exited(self, host: HostRecord) -> bool:
         """Whether the host's startup script has ended."""
@@ -45,8 +51,14 @@ class NoHosts:
     def start(self, node: NodeRecord) -> None:
         """Nothing to start."""
 
+    def halt(self, node: NodeRecord) -> None:
+        """Nothing to end."""
+
     def stop(self, node: NodeRecord) -> None:
         """Nothing to end."""
+
+    def announce(self, node: NodeRecord) -> None:
+        """Nobody to tell."""
 
     def exited(self, host: HostRecord) -> bool:  # noqa: ARG002  # the protocol's signature
         return False
@@ -76,7 +88,7 @@ class ProcessHosts:
             if not host.exited and (host.process is None or not host.process.alive()):
                 host.process = self._boot(node, host)
 
-    def stop(self, node: NodeRecord) -> None:
+    def halt(self, node: NodeRecord) -> None:
         for host in node.hosts:
             processes.kill_members(marker(node, host))
             if host.process is not None:
@@ -85,7 +97,18 @@ class ProcessHosts:
                 server = self._servers.pop((node.uid, host.worker), None)
             if server is not None:
                 server.stop()
+
+    def stop(self, node: NodeRecord) -> None:
+        self.halt(node)
+        for host in node.hosts:
             remove_disk(self._disk(node, host))
+
+    def announce(self, node: NodeRecord) -> None:
+        for host in node.hosts:
+            with self._lock:
+                server = self._servers.get((node.uid, host.worker))
+            if server is not None:
+                server.show(entries(node, host.worker))
 
     def exited(self, host: HostRecord) -> bool:
         if host.process is None:

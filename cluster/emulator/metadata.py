@@ -53,6 +53,10 @@ class MetadataServer:
         self._thread = threading.Thread(target=serve, daemon=True, name=f"metadata-{ip}")
         self._thread.start()
 
+    def show(self, values: Mapping[str, str]) -> None:
+        """Answer with `values` from now on."""
+        self._server.values = dict(values)
+
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()

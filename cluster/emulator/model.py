@@ -9,11 +9,12 @@ from cluster.tpu.catalog import AcceleratorType
 
 
 class Refusal(Exception):
-    """The service refuses a request: a google.rpc.Code and the service's words."""
+    """The service refuses a request: a google.rpc.Code, the service's words, and the details that go with them."""
 
-    def __init__(self, code: int, words: str) -> None:
+    def __init__(self, code: int, words: str, details: tuple[Any, ...] = ()) -> None:
+        """`details`: raw protobuf messages, such as google.rpc.QuotaFailure."""
         super().__init__(words)
-        self.code, self.words = code, words
+        self.code, self.words, self.details = code, words, details
 
 
 @dataclass
@@ -41,11 +42,22 @@ class NodeRecord:
     kind: AcceleratorType
     hosts: list[HostRecord] = field(default_factory=list)
     operation: str = ""
-    """The operation that works on it, or did last."""
+    """The operation that works on it, or did last; empty where a queued resource made it."""
+    holds: bool = False
+    """Whether capacity of its zone is taken up by it."""
 
     @property
     def path(self) -> str:
         return str(self.message.name)
+
+    @property
+    def parent(self) -> str:
+        return self.path.rpartition("/nodes/")[0]
+
+    @property
+    def queued(self) -> str:
+        """The queued resource that it belongs to, or empty."""
+        return str(self.message.queued_resource)
 
     @property
     def node_id(self) -> str:
@@ -54,6 +66,30 @@ class NodeRecord:
     @property
     def project(self) -> str:
         return self.path.split("/")[1]
+
+    @property
+    def zone(self) -> str:
+        return self.path.split("/")[3]
+
+
+@dataclass
+class QueuedRecord:
+    """One queued resource: the message that the API shows, and what is behind it."""
+
+    message: Any
+    """Raw google.cloud.tpu.v2.QueuedResource."""
+    operation: str
+    """The operation that works on it, or did last."""
+    entered: float
+    """When it came into its state, seconds since the epoch."""
+
+    @property
+    def path(self) -> str:
+        return str(self.message.name)
+
+    @property
+    def parent(self) -> str:
+        return self.path.rpartition("/queuedResources/")[0]
 
     @property
     def zone(self) -> str:

@@ -1,10 +1,10 @@
 """The long-running operations of the emulated cloud. Called under the cloud's lock only."""
 
 import secrets
-from collections.abc import Callable
 from typing import Any
 
 from cluster.emulator.checks import not_found
+from cluster.emulator.clock import Clock
 from cluster.emulator.store import Store
 
 _KEPT = 1000
@@ -14,7 +14,7 @@ _KEPT = 1000
 class Operations:
     """Every operation, in memory and in the store."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._all: dict[str, Any] = {operation.name: operation for operation in store.operations()}
 
@@ -23,7 +23,7 @@ class Operations:
         from google.cloud import tpu_v2
         from google.longrunning import operations_pb2
 
-        now = self._clock()
+        now = self._clock.now()
         metadata = tpu_v2.OperationMetadata.pb()(target=target, verb=verb, api_version="v2")
         metadata.create_time.FromNanoseconds(int(now * 1e9))
         operation = operations_pb2.Operation(name=f"{parent}/operations/operation-{int(now * 1000)}-{secrets.token_hex(8)}")
@@ -52,6 +52,9 @@ class Operations:
             raise not_found(name)
         return self._all[name]
 
+    def known(self, name: str) -> bool:
+        return name in self._all
+
     def list(self, parent: str) -> "list[Any]":
         return [operation for name, operation in sorted(self._all.items()) if name.startswith(f"{parent}/operations/")]
 
@@ -70,7 +73,7 @@ class Operations:
 
         metadata = tpu_v2.OperationMetadata.pb()()
         operation.metadata.Unpack(metadata)
-        metadata.end_time.FromNanoseconds(int(self._clock() * 1e9))
+        metadata.end_time.FromNanoseconds(int(self._clock.now() * 1e9))
         operation.metadata.Pack(metadata)
         operation.done = True
         self._store.put_operation(operation)

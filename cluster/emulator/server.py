@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from grpc_status import rpc_status
 
 from cluster.emulator.checks import check_parent, not_found, runtime_versions
 from cluster.emulator.cloud import Cloud
@@ -13,7 +14,6 @@ from cluster.emulator.peers import Peers
 from cluster.tpu import catalog
 
 _WORKERS = 16
-_CODES: dict[int, Any] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Server:
@@ -54,13 +54,41 @@ def _tpu_handlers(cloud: Cloud, peers: Peers) -> Any:
 
     def list_nodes(call: Any) -> Any:
         page, token = cloud.list_nodes(call.parent, call.page_size, call.page_token)
-        response = tpu_v2.ListNodesResponse.pb()(next_page_token=token)
+        response = tpu_v2.ListNodesResponse.pb()(next_page_token=token, unreachable=cloud.unreachable(call.parent))
         for message in page:
             response.nodes.add().MergeFromString(message)
         return response
 
     def delete_node(call: Any) -> Any:
         return cloud.delete_node(call.name)
+
+    def stop_node(call: Any) -> Any:
+        return cloud.stop_node(call.name)
+
+    def start_node(call: Any) -> Any:
+        return cloud.start_node(call.name)
+
+    def update_node(call: Any) -> Any:
+        return cloud.update_node(call.node, list(call.update_mask.paths))
+
+    def create_queued_resource(call: Any) -> Any:
+        return cloud.queued.create(call.parent, call.queued_resource_id, call.queued_resource, call.request_id)
+
+    def get_queued_resource(call: Any) -> Any:
+        return cloud.queued.get(call.name)
+
+    def list_queued_resources(call: Any) -> Any:
+        page, token = cloud.queued.list_page(call.parent, call.page_size, call.page_token)
+        response = tpu_v2.ListQueuedResourcesResponse.pb()(next_page_token=token, unreachable=cloud.unreachable(call.parent))
+        for message in page:
+            response.queued_resources.add().MergeFromString(message)
+        return response
+
+    def delete_queued_resource(call: Any) -> Any:
+        return cloud.queued.delete(call.name, force=call.force, request_id=call.request_id)
+
+    def reset_queued_resource(call: Any) -> Any:
+        return cloud.queued.reset(call.name)
 
     def list_accelerator_types(call: Any) -> Any:
         check_parent(call.parent)
@@ -100,6 +128,14 @@ def _tpu_handlers(cloud: Cloud, peers: Peers) -> Any:
             "GetNode": (get_node, tpu_v2.GetNodeRequest.pb()),
             "ListNodes": (list_nodes, tpu_v2.ListNodesRequest.pb()),
             "DeleteNode": (delete_node, tpu_v2.DeleteNodeRequest.pb()),
+            "StopNode": (stop_node, tpu_v2.StopNodeRequest.pb()),
+            "StartNode": (start_node, tpu_v2.StartNodeRequest.pb()),
+            "UpdateNode": (update_node, tpu_v2.UpdateNodeRequest.pb()),
+            "CreateQueuedResource": (create_queued_resource, tpu_v2.CreateQueuedResourceRequest.pb()),
+            "GetQueuedResource": (get_queued_resource, tpu_v2.GetQueuedResourceRequest.pb()),
+            "ListQueuedResources": (list_queued_resources, tpu_v2.ListQueuedResourcesRequest.pb()),
+            "DeleteQueuedResource": (delete_queued_resource, tpu_v2.DeleteQueuedResourceRequest.pb()),
+            "ResetQueuedResource": (reset_queued_resource, tpu_v2.ResetQueuedResourceRequest.pb()),
             "ListAcceleratorTypes": (list_accelerator_types, tpu_v2.ListAcceleratorTypesRequest.pb()),
             "GetAcceleratorType": (get_accelerator_type, tpu_v2.GetAcceleratorTypeRequest.pb()),
             "ListRuntimeVersions": (list_runtime_versions, tpu_v2.ListRuntimeVersionsRequest.pb()),
@@ -163,6 +199,19 @@ def _answering(handler: Callable[[Any], Any], peers: Peers) -> Callable[[Any, An
         try:
             return handler(call)
         except Refusal as refusal:
-            context.abort(_CODES[refusal.code], refusal.words)
+            context.abort_with_status(rpc_status.to_status(status_of(refusal)))
 
     return answer
+
+
+def status_of(refusal: Refusal) -> Any:
+    """As a raw google.rpc.Status."""
+    from google.protobuf import any_pb2
+    from google.rpc import status_pb2
+
+    status = status_pb2.Status(code=refusal.code, message=refusal.words)
+    for detail in refusal.details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status

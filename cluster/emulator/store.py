@@ -6,16 +6,20 @@ Not safe for several threads by itself: the cloud calls it under its lock.
 import dataclasses
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.emulator.model import HostRecord, NodeRecord
+from cluster.emulator.model import HostRecord, NodeRecord, QueuedRecord
 from cluster.processes import ProcessRecord
 from cluster.tpu.catalog import AcceleratorType
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS nodes (path TEXT PRIMARY KEY, message BLOB NOT NULL, behind TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS operations (name TEXT PRIMARY KEY, message BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS queued (path TEXT PRIMARY KEY, message BLOB NOT NULL, operation TEXT NOT NULL, entered REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS requests (id TEXT PRIMARY KEY, operation TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
@@ -29,14 +33,30 @@ class Store:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
+        self._depth = 0
 
     def close(self) -> None:
         self._db.close()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that is written in the block, or nothing of it, outlives a sudden end. Blocks may lie in blocks; the outermost counts."""
+        self._depth += 1
+        if self._depth == 1:
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                # Also after an exception: memory has what was done until then, and the two must agree.
+                self._db.execute("COMMIT")
 
     def put_node(self, node: NodeRecord) -> None:
         behind = {
             "uid": node.uid,
             "operation": node.operation,
+            "holds": node.holds,
             "kind": dataclasses.asdict(node.kind),
             "hosts": [dataclasses.asdict(host) for host in node.hosts],
         }
@@ -51,6 +71,29 @@ class Store:
         kind = tpu_v2.Node.pb()
         rows = self._db.execute("SELECT message, behind FROM nodes")
         return [_node(kind.FromString(message), json.loads(behind)) for message, behind in rows]
+
+    def put_queued(self, queued: QueuedRecord) -> None:
+        values = (queued.path, queued.message.SerializeToString(), queued.operation, queued.entered)
+        self._db.execute("REPLACE INTO queued VALUES (?, ?, ?, ?)", values)
+
+    def remove_queued(self, path: str) -> None:
+        self._db.execute("DELETE FROM queued WHERE path = ?", (path,))
+
+    def queued(self) -> list[QueuedRecord]:
+        """Oldest first."""
+        from google.cloud import tpu_v2
+
+        kind = tpu_v2.QueuedResource.pb()
+        rows = self._db.execute("SELECT message, operation, entered FROM queued ORDER BY rowid")
+        return [QueuedRecord(kind.FromString(message), operation, entered) for message, operation, entered in rows]
+
+    def put_request(self, key: str, operation: str) -> None:
+        self._db.execute("REPLACE INTO requests VALUES (?, ?)", (key, operation))
+
+    def request(self, key: str) -> str | None:
+        """The operation that an earlier call with the same request id has begun."""
+        row = self._db.execute("SELECT operation FROM requests WHERE id = ?", (key,)).fetchone()
+        return str(row[0]) if row is not None else None
 
     def put_operation(self, operation: Any) -> None:
         self._db.execute("REPLACE INTO operations VALUES (?, ?)", (operation.name, operation.SerializeToString()))
@@ -78,4 +121,5 @@ def _node(message: Any, behind: dict[str, Any]) -> NodeRecord:
         HostRecord(**{**host, "process": ProcessRecord.from_dict(host["process"]) if host["process"] is not None else None})
         for host in behind["hosts"]
     ]
-    return NodeRecord(message, behind["uid"], AcceleratorType(**behind["kind"]), hosts, behind["operation"])
+    holds = bool(behind.get("holds", True))  # a database from before knows no capacity
+    return NodeRecord(message, behind["uid"], AcceleratorType(**behind["kind"]), hosts, behind["operation"], holds)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from google.cloud import tpu_v2
 
+from cluster.emulator.clock import ManualClock
 from cluster.emulator.cloud import CREATING, DELETING, READY, Cloud
 from cluster.emulator.hosts import address
 from cluster.emulator.model import HostRecord, NodeRecord, Refusal, bounds
@@ -14,24 +15,6 @@ from cluster.emulator.store import Store
 from cluster.tpu.catalog import all_types, lookup
 
 PARENT = "projects/p/locations/us-central2-b"
-
-
-class ManualTimers:
-    """Does what is due when it is told to."""
-
-    def __init__(self) -> None:
-        self.due: list[Callable[[], None]] = []
-
-    def after(self, delay: float, action: Callable[[], None]) -> None:
-        assert delay >= 0
-        self.due.append(action)
-
-    def close(self) -> None:
-        self.due.clear()
-
-    def run(self) -> None:
-        while self.due:
-            self.due.pop(0)()
 
 
 class RecordedHosts:
@@ -46,8 +29,14 @@ class RecordedHosts:
         self.alive.add(node.uid)
         self.during_start()
 
+    def halt(self, node: NodeRecord) -> None:
+        self.alive.discard(node.uid)
+
     def stop(self, node: NodeRecord) -> None:
         self.alive.discard(node.uid)
+
+    def announce(self, node: NodeRecord) -> None:
+        return
 
     def exited(self, host: HostRecord) -> bool:
         return host.worker in self.ended
@@ -58,8 +47,8 @@ class RecordedHosts:
 
 class World:
     def __init__(self, database: Path | None = None) -> None:
-        self.timers, self.hosts, self.store = ManualTimers(), RecordedHosts(), Store(database)
-        self.cloud = Cloud(self.store, self.hosts, self.timers, state_dir=Path("/state"), clock=lambda: 1000.0)
+        self.clock, self.hosts, self.store = ManualClock(), RecordedHosts(), Store(database)
+        self.cloud = Cloud(self.store, self.hosts, self.clock, state_dir=Path("/state"))
         self.cloud.resume()
 
     def create(self, node_id: str = "n", **more: Any) -> Any:
@@ -78,7 +67,7 @@ def test_create_goes_through_creating_to_ready_with_addresses_in_worker_order() 
     world = World()
     operation = world.create()
     assert (world.state(), operation.done) == (CREATING, False)
-    world.timers.run()
+    world.clock.advance()
     node = world.cloud.get_node(f"{PARENT}/nodes/n")
     assert node.state == READY
     assert [endpoint.ip_address.rpartition(".")[2] for endpoint in node.network_endpoints] == ["1", "2"]
@@ -94,7 +83,7 @@ def test_delete_while_creating_is_not_revived() -> None:
     creation = world.create()
     deletion = world.cloud.delete_node(f"{PARENT}/nodes/n")
     assert world.state() == DELETING
-    world.timers.run()
+    world.clock.advance()
     assert world.hosts.alive == set()
     assert world.cloud.get_operation(creation.name).error.code == 10
     assert world.cloud.get_operation(deletion.name).done
@@ -106,7 +95,7 @@ def test_delete_while_hosts_start_ends_them() -> None:
     world = World()
     world.create()
     world.hosts.during_start = lambda: void(world.cloud.delete_node(f"{PARENT}/nodes/n"))
-    world.timers.run()
+    world.clock.advance()
     assert world.hosts.alive == set()
     assert world.cloud.list_nodes(PARENT) == ([], "")
 
@@ -115,7 +104,7 @@ def test_cancelled_creation_leaves_no_node() -> None:
     world = World()
     operation = world.create()
     world.cloud.cancel_operation(operation.name)
-    world.timers.run()
+    world.clock.advance()
     assert world.cloud.get_operation(operation.name).error.code == 1
     assert world.cloud.list_nodes(PARENT) == ([], "")
 
@@ -123,7 +112,7 @@ def test_cancelled_creation_leaves_no_node() -> None:
 def test_second_delete_gives_the_deletion_under_way() -> None:
     world = World()
     world.create()
-    world.timers.run()
+    world.clock.advance()
     first = world.cloud.delete_node(f"{PARENT}/nodes/n")
     assert world.cloud.delete_node(f"{PARENT}/nodes/n").name == first.name
 
@@ -131,11 +120,11 @@ def test_second_delete_gives_the_deletion_under_way() -> None:
 def test_name_is_taken_until_the_deletion_is_done() -> None:
     world = World()
     world.create()
-    world.timers.run()
+    world.clock.advance()
     world.cloud.delete_node(f"{PARENT}/nodes/n")
     with pytest.raises(Refusal, match="already exists"):
         world.create()
-    world.timers.run()
+    world.clock.advance()
     world.create()
 
 
@@ -147,7 +136,7 @@ def test_hosts_that_cannot_start_end_in_an_internal_error_and_no_node() -> None:
         raise OSError(99, "Cannot assign requested address")
 
     world.hosts.during_start = no_address
-    world.timers.run()
+    world.clock.advance()
     assert world.cloud.get_operation(operation.name).error.code == 13
     assert world.cloud.list_nodes(PARENT) == ([], "")
     assert world.hosts.alive == set()
@@ -156,7 +145,7 @@ def test_hosts_that_cannot_start_end_in_an_internal_error_and_no_node() -> None:
 def test_ended_startup_script_is_written_down_and_the_node_stays_ready() -> None:
     world = World()
     world.create()
-    world.timers.run()
+    world.clock.advance()
     world.hosts.ended = {1}
     world.cloud.watch_hosts()
     assert [host.exited for host in world.store.nodes()[0].hosts] == [False, True]
@@ -211,14 +200,14 @@ def test_next_daemon_finds_nodes_and_finishes_what_was_under_way(tmp_path: Path)
     for name in ("ready", "creating", "deleting"):
         first.create(name)
         if name == "ready":
-            first.timers.run()
+            first.clock.advance()
     operation = first.cloud.delete_node(f"{PARENT}/nodes/deleting")
     hosts = first.store.nodes()[0].hosts
     first.store.close()  # what a SIGKILL leaves: nothing is written at the end
 
     second = World(tmp_path / "cloud.sqlite3")
     assert [second.state(name) for name in ("ready", "creating", "deleting")] == [READY, CREATING, DELETING]
-    second.timers.run()
+    second.clock.advance()
     assert [second.state(name) for name in ("ready", "creating")] == [READY, READY]
     assert second.cloud.get_operation(operation.name).done
     assert second.store.nodes()[0].hosts == hosts
