@@ -92,11 +92,6 @@ class ZonePolicy:
             now = self._clock()
             return [zone for zone in zones if not any(_holds(block, now) for block in self._of(kind, zone))]
 
-    def hopeless(self, kind: str, zones: Sequence[str]) -> bool:
-        """Whether every zone has refused for good."""
-        with self._lock:
-            return all(any(block.until is None for block in self._of(kind, zone)) for zone in zones)
-
     def last_refusal(self, kind: str, zones: Sequence[str]) -> TPUError | None:
         """Why none of `zones` may be asked now: the refusal that ends first, since that is the one to wait for."""
         with self._lock:

@@ -87,8 +87,6 @@ def test_not_in_this_zone_is_never_tried_again(policy: ZonePolicy, clock: Clock)
     policy.refused(KIND, A, StockoutError("full", resource="x", zone=A))
     clock.now += 1e9
     assert policy.open(KIND, [A, B]) == [B]
-    assert not policy.hopeless(KIND, [A, B])
-    assert policy.hopeless(KIND, [A])
     assert policy.describe(KIND, [A]) == ["not available in us-east5-a, not tried again"]
 
 
