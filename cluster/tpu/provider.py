@@ -8,14 +8,11 @@ which decides where the next slice is asked for.
 """
 
 import dataclasses
-import importlib.metadata
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.config import TPUConfig
 from cluster.errors import ConfigError
@@ -36,12 +33,10 @@ from cluster.tpu.errors import (
 )
 from cluster.tpu.lifecycle import Action, Life, provisioning_limit
 from cluster.tpu.owner import owner_id
-from cluster.tpu.requests import as_json, node_request, queued_request
+from cluster.tpu.requests import node_request, owner_labels, queued_request, slice_names
 from cluster.tpu.slices import (
-    CREATOR_LABEL,
     OWNER_LABEL,
     TYPE_LABEL,
-    VERSION_LABEL,
     ClusterSlice,
     Stopwatch,
     best_first,
@@ -192,7 +187,7 @@ class TPUProvider:
         limit = provisioning_limit(self.config.slices * self.config.hosts_per_slice)
         limit += self.config.valid_until_seconds if self.config.queued_resource else 0.0
         deadline = self._clock() + (timeout if timeout is not None else limit)
-        bringup = Bringup(self, self.slice_names(), labels or {}, metadata or {}, progress)
+        bringup = Bringup(self, slice_names(self.config), labels or {}, metadata or {}, progress)
         try:
             while not bringup.step():
                 if self._clock() > deadline:
@@ -225,27 +220,13 @@ class TPUProvider:
         """What is there now. Raises TPUError."""
         return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in self.list_slices()), self.config.slices)
 
-    def slice_names(self) -> list[str]:
-        """The names of the slices that `start` makes."""
-        return [f"{self.config.name}-{index}" for index in range(self.config.slices)]
-
-    def plan(self, metadata: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-        """The requests that `start` sends first when nothing is there, as REST would carry them, secrets redacted."""
-        nodes = [node_request(self.config, name, self.labels({}), metadata or {}) for name in self.slice_names()]
-        return [as_json(self.config, self.zones[0], node) for node in nodes]
-
     def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         """The labels of a slice: the user's, `labels`, and those by which we know it."""
         return {**self.config.labels, **labels, **self.owner_labels()}
 
     def owner_labels(self) -> dict[str, str]:
         """The labels by which every slice of this cluster is known."""
-        mine = {
-            OWNER_LABEL: self.config.name,
-            VERSION_LABEL: _label_value(importlib.metadata.version("podlaunch")),
-            TYPE_LABEL: _label_value(self.config.accelerator.name),
-        }
-        return {**mine, CREATOR_LABEL: self._owner} if self._owner else mine
+        return owner_labels(self.config, self._owner)
 
     def refusal(self, name: str) -> TPUError:
         """Why no zone can be asked for `name` now, with what every zone has said and when it is tried again."""
@@ -329,8 +310,3 @@ def _surplus(slices: Sequence[ClusterSlice]) -> list[ClusterSlice]:
         alike = [item for item in slices if item.name == name and item.life is not Life.DELETING]
         surplus += best_first(alike)[1:]
     return surplus
-
-
-def _label_value(text: str) -> str:
-    """`text` as Google allows it in a label's value."""
-    return re.sub(r"[^-_a-z0-9]", "-", text.lower())[:63]

@@ -1,11 +1,13 @@
 """From a configuration to the exact requests that make its slices."""
 
+import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.config import TPUConfig
 from cluster.tpu.messages import NodeRequest, QueuedRequest, raw, to_node, to_queued_resource
+from cluster.tpu.slices import CREATOR_LABEL, OWNER_LABEL, TYPE_LABEL, VERSION_LABEL
 from cluster.tpu.startup import with_commands
 
 # What looks like a secret although it should not be in a startup command: assignments to such names, and the tokens of well-known services.
@@ -16,6 +18,29 @@ _SECRETS = (
     re.compile(r"()\b(hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{8,}|ya29\.[-_A-Za-z0-9]+|AIza[-_A-Za-z0-9]{20,})"),
 )
 REDACTED = "<redacted>"
+
+
+def slice_names(config: TPUConfig) -> list[str]:
+    """The names of the slices of one run, or of a cluster without Ray."""
+    return [f"{config.name}-{index}" for index in range(config.slices)]
+
+
+def owner_labels(config: TPUConfig, owner: str) -> dict[str, str]:
+    """The labels by which every slice of a cluster is known."""
+    mine = {
+        OWNER_LABEL: config.name,
+        VERSION_LABEL: _label_value(importlib.metadata.version("podlaunch")),
+        TYPE_LABEL: _label_value(config.accelerator.name),
+    }
+    return {**mine, CREATOR_LABEL: owner} if owner else mine
+
+
+def plan(config: TPUConfig, names: Sequence[str], *, owner: str, metadata: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The requests that make slices `names` when nothing is there and the first zone refuses none, as REST would carry them, secrets
+    redacted. Needs no connection and no credentials.
+    """
+    labels = {**config.labels, **owner_labels(config, owner)}
+    return [as_json(config, config.effective_zones[0], node_request(config, name, labels, metadata or {})) for name in names]
 
 
 def node_request(config: TPUConfig, name: str, labels: Mapping[str, str], metadata: Mapping[str, str]) -> NodeRequest:
@@ -73,3 +98,8 @@ def redacted(value: Any) -> Any:
         for pattern in _SECRETS:
             value = pattern.sub(lambda found: f"{found[1]}{REDACTED}", value)
     return value
+
+
+def _label_value(text: str) -> str:
+    """`text` as Google allows it in a label's value."""
+    return re.sub(r"[^-_a-z0-9]", "-", text.lower())[:63]

@@ -13,7 +13,7 @@ from cluster.tpu.api import QueuedRequest, TpuApi
 from cluster.tpu.errors import AlreadyExistsError, DeadlineExceededError, NotInZoneError, QuotaError, RateLimitedError, StockoutError
 from cluster.tpu.lifecycle import Life
 from cluster.tpu.provider import TPUProvider
-from cluster.tpu.requests import as_json, node_request
+from cluster.tpu.requests import as_json, node_request, plan
 from cluster.tpu.zones import TokenBucket
 
 A, B = "us-central2-b", "us-east5-a"
@@ -185,7 +185,7 @@ def test_plan_shows_the_requests_without_secrets_and_sends_none(api: TpuApi, clo
         provisioning="spot",
         startup_commands=["export HF_TOKEN=hf_abcdefghijkl", "curl -H 'X-API-KEY: 12345' x"],
     )
-    (request,) = make(config, api, clock).plan({"startup-script": "#!/bin/bash\nexec true\n"})
+    (request,) = plan(config, ["mine-0"], owner="", metadata={"startup-script": "#!/bin/bash\nexec true\n"})
     assert request["path"] == f"/v2/projects/my-project/locations/{A}/queuedResources?queuedResourceId=mine-0"
     body = request["body"]
     assert body["spot"] == {}
