@@ -1,15 +1,20 @@
 """The emulated cloud of this machine: started when it is needed, found again by every later command, ended on request."""
 
+import json
 import os
 import socket
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import processes
 from cluster.emulator.daemon import Endpoint, daemon_marker, only_one, purge, read_endpoint
+from cluster.emulator.profile import DEFAULT_PROFILE
 from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord
 from cluster.state import emulator_dir, logs_dir
@@ -22,7 +27,12 @@ class EmulatorStatus:
     """The emulated cloud that runs now."""
 
     endpoint: str
-    """host:port of its Cloud TPU API."""
+    """host:port of its Cloud TPU API over gRPC."""
+    rest: str
+    """URL of the same API over REST."""
+    admin: str
+    """URL of its admin endpoint."""
+    profile: str
     pid: int
     started: float
     """Seconds since the epoch."""
@@ -32,6 +42,7 @@ class EmulatorStatus:
 def ensure_emulator(
     bundle_hash: str,
     *,
+    profile: str | None = None,
     timeout: float = 30.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -39,15 +50,17 @@ def ensure_emulator(
     """host:port of the emulated cloud, started where it does not run.
 
     `bundle_hash` is what its hosts' image holds. A daemon with another image is replaced; its nodes live on, new hosts get the new image.
+    `profile`: how long it takes; None keeps that of the daemon that runs. One with another profile is replaced in the same way.
     `timeout`: seconds. Raises ClusterError, with the end of the daemon's output, when it does not come up.
     """
     folder = emulator_dir()
     found = read_endpoint(folder)
-    if found is not None and found.image_bundle == bundle_hash and _accepts(found.grpc):
+    wanted = profile or (found.profile if found is not None else DEFAULT_PROFILE)
+    if found is not None and (found.image_bundle, found.profile) == (bundle_hash, wanted) and _accepts(found.grpc):
         return found.grpc
     if found is not None:
         processes.end(found.process)
-    record = _spawn(folder, bundle_hash)
+    record = _spawn(folder, bundle_hash, wanted)
     deadline = clock() + timeout
     while clock() < deadline:
         found = read_endpoint(folder)
@@ -66,7 +79,28 @@ def emulator_status() -> EmulatorStatus | None:
     found = read_endpoint(emulator_dir())
     if found is None:
         return None
-    return EmulatorStatus(found.grpc, found.process.pid, found.process.started, found.image_bundle)
+    return EmulatorStatus(found.grpc, found.rest, found.admin, found.profile, found.process.pid, found.process.started, found.image_bundle)
+
+
+def ask_emulator(verb: str, path: str, values: Mapping[str, Any] | None = None, *, timeout: float = 30.0) -> Any:
+    """One request to the admin endpoint of the emulated cloud that runs; cluster.emulator.admin lists what there is.
+
+    Returns the JSON answer. Raises ClusterError when none runs, and with its words when it refuses.
+    """
+    found = emulator_status()
+    if found is None or not found.admin:
+        raise ClusterError("no emulated cloud runs; start one with: tpu emulator start")
+    body = json.dumps(values).encode() if values is not None else None
+    request = urllib.request.Request(found.admin + path, data=body, method=verb)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback: never through a proxy
+    try:
+        with opener.open(request, timeout=timeout) as answer:
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ClusterError(f"the emulated cloud refuses: {json.loads(error.read())['error']['message']}") from error
+    except OSError as error:
+        raise ClusterError(f"the emulated cloud does not answer at {found.admin}: {error}") from error
 
 
 def stop_emulator(*, delete_nodes: bool = True) -> bool:
@@ -83,8 +117,8 @@ def stop_emulator(*, delete_nodes: bool = True) -> bool:
     return found is not None or nodes > 0
 
 
-def _spawn(folder: Path, bundle_hash: str) -> ProcessRecord:
-    argv = [sys.executable, "-P", "-m", "cluster.emulator", "--state-dir", str(folder), "--image-bundle", bundle_hash]
+def _spawn(folder: Path, bundle_hash: str, profile: str) -> ProcessRecord:
+    argv = [sys.executable, "-P", "-m", "cluster.emulator", "--state-dir", str(folder), "--image-bundle", bundle_hash, "--profile", profile]
     (logs_dir() / _LOG).unlink(missing_ok=True)  # the tail must be of this start
     return processes.spawn(argv, marker=daemon_marker(folder), env=_environment(os.environ), log=logs_dir() / _LOG, cwd=folder)
 

@@ -1,7 +1,7 @@
 """The emulated cloud as a daemon of this machine.
 
     <folder>/lock            held while a daemon runs
-    <folder>/endpoint.json   {grpc, process, image_bundle}: written when it serves
+    <folder>/endpoint.json   {grpc, rest, admin, profile, process, image_bundle}: written when it serves
     <folder>/cloud.sqlite3   what outlives it
     <folder>/hosts/          the disks of its hosts
 
@@ -22,10 +22,14 @@ from pathlib import Path
 import psutil
 
 from cluster import processes
+from cluster.emulator.admin import Admin
+from cluster.emulator.api import Api
 from cluster.emulator.clock import RealClock
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
-from cluster.emulator.profile import INSTANT, Profile
+from cluster.emulator.http import HttpServer
+from cluster.emulator.profile import DEFAULT_PROFILE, INSTANT, Profile
+from cluster.emulator.rest import Rest
 from cluster.emulator.server import Server
 from cluster.emulator.store import Store
 from cluster.errors import ClusterError
@@ -40,7 +44,13 @@ class Endpoint:
     """How a running daemon is reached."""
 
     grpc: str
-    """host:port of the Cloud TPU API."""
+    """host:port of the Cloud TPU API over gRPC."""
+    rest: str
+    """URL of the same API over REST; empty for a daemon of an earlier version."""
+    admin: str
+    """URL of its admin endpoint; empty for a daemon of an earlier version."""
+    profile: str
+    """Which of the profiles says how long it takes."""
     process: ProcessRecord
     image_bundle: str
     """The hash of the bundle in the image of its hosts."""
@@ -51,12 +61,26 @@ def read_endpoint(folder: Path) -> Endpoint | None:
     values = read_json(folder / "endpoint.json")
     if values is None:
         return None
-    found = Endpoint(values["grpc"], ProcessRecord.from_dict(values["process"]), values["image_bundle"])
+    found = Endpoint(
+        values["grpc"],
+        values.get("rest", ""),
+        values.get("admin", ""),
+        values.get("profile", DEFAULT_PROFILE),
+        ProcessRecord.from_dict(values["process"]),
+        values["image_bundle"],
+    )
     return found if found.process.alive() else None
 
 
 def serve(
-    folder: Path, state_dir: Path, image_bundle: str, *, env: Mapping[str, str], stop: threading.Event, profile: Profile = INSTANT
+    folder: Path,
+    state_dir: Path,
+    image_bundle: str,
+    *,
+    env: Mapping[str, str],
+    stop: threading.Event,
+    profile: Profile = INSTANT,
+    profile_name: str = DEFAULT_PROFILE,
 ) -> None:
     """Serve until `stop` is set. `state_dir`: where the agents on its hosts log.
 
@@ -68,15 +92,20 @@ def serve(
         clock = RealClock()
         cloud = Cloud(store, hosts, clock, state_dir=state_dir, profile=profile)
         cloud.resume()
-        server = Server(cloud, int(store.get("port", "0")))
-        store.set("port", str(server.port))
-        _write_endpoint(folder, server.endpoint, image_bundle)
+        api = Api(cloud)
+        server = Server(api, int(store.get("port", "0")))
+        rest = HttpServer(Rest(api).answer, int(store.get("rest_port", "0")))
+        admin = HttpServer(Admin(cloud).answer, int(store.get("admin_port", "0")))
+        for key, port in (("port", server.port), ("rest_port", rest.port), ("admin_port", admin.port)):
+            store.set(key, str(port))
+        _write_endpoint(folder, Endpoint(server.endpoint, rest.url, admin.url, profile_name, _own_record(folder), image_bundle))
         try:
             while not stop.wait(_WATCH_SECONDS):
                 cloud.watch_hosts()
         finally:
             (folder / "endpoint.json").unlink(missing_ok=True)
-            for close in (server.stop, clock.close, hosts.close, store.close):
+            # The clock before the server: a call that a fault holds up must not hold up the end.
+            for close in (admin.stop, rest.stop, clock.close, server.stop, hosts.close, store.close):
                 close()
 
 
@@ -95,6 +124,8 @@ def purge(folder: Path) -> int:
                 processes.kill_members(marker(node, host))
                 remove_disk(folder / "hosts" / f"{node.uid}-w-{host.worker}")
             store.remove_node(node.path)
+        for queued in store.queued():
+            store.remove_queued(queued.path)
         store.close()
         shutil.rmtree(folder / "hosts", ignore_errors=True)
         return len(nodes)
@@ -116,9 +147,12 @@ def daemon_marker(folder: Path) -> str:
     return f"emulator-{folder}"
 
 
-def _write_endpoint(folder: Path, grpc: str, image_bundle: str) -> None:
+def _write_endpoint(folder: Path, endpoint: Endpoint) -> None:
+    write_atomic(folder / "endpoint.json", json.dumps(dataclasses.asdict(endpoint)))
+
+
+def _own_record(folder: Path) -> ProcessRecord:
     own = os.environ.get(processes.MARKER)
     # One in the foreground may have inherited somebody else's mark, by which that one's processes would be ended together with it.
     mark = own if own == daemon_marker(folder) else f"emulator-in-the-foreground-{os.getpid()}"
-    process = ProcessRecord(os.getpid(), psutil.Process().create_time(), mark)
-    write_atomic(folder / "endpoint.json", json.dumps(dataclasses.asdict(Endpoint(grpc, process, image_bundle))))
+    return ProcessRecord(os.getpid(), psutil.Process().create_time(), mark)

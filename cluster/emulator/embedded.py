@@ -5,10 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.emulator.admin import Admin
+from cluster.emulator.api import Api
 from cluster.emulator.clock import Clock, RealClock
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.hosts import Hosts, NoHosts
+from cluster.emulator.http import HttpServer
 from cluster.emulator.profile import INSTANT, Profile
+from cluster.emulator.rest import Rest
 from cluster.emulator.server import Server
 from cluster.emulator.store import Store
 
@@ -19,7 +23,12 @@ class Embedded:
 
     cloud: Cloud
     endpoint: str
-    """host:port of its Cloud TPU API."""
+    """host:port of its Cloud TPU API over gRPC."""
+    rest: str
+    """URL of the same API over REST."""
+    admin: str
+    """URL of the admin endpoint."""
+    clock: Clock
 
 
 @contextmanager
@@ -40,11 +49,14 @@ def embedded_emulator(
     hosts = hosts if hosts is not None else NoHosts()
     cloud = cloud_class(store, hosts, clock, state_dir=database or Path("/"), profile=profile)
     cloud.resume()
-    server = Server(cloud)
+    api = Api(cloud)
+    server, rest, admin = Server(api), HttpServer(Rest(api).answer), HttpServer(Admin(cloud).answer)
     try:
-        yield Embedded(cloud, server.endpoint)
+        yield Embedded(cloud, server.endpoint, rest.url, admin.url, clock)
     finally:
+        admin.stop()
+        rest.stop()
+        clock.close()  # before the server: a call that a fault holds up must not hold up the end
         server.stop(grace=0)
-        clock.close()
         hosts.close()
         store.close()

@@ -3,6 +3,7 @@
 What a host finds is what a TPU VM image with our bundle in it would hold; nothing in it says that the cloud is emulated.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -14,6 +15,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
+
+import psutil
 
 from cluster import processes
 from cluster.emulator.metadata import MetadataServer, entries
@@ -34,6 +37,9 @@ class Hosts(Protocol):
 
     def stop(self, node: NodeRecord) -> None:
         """End everything that belongs to the node, its disks as well."""
+
+    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
+        """Send a signal to every process of one host."""
 
     def announce(self, node: NodeRecord) -> None:
         """Let the hosts' metadata servers show the node as it is now."""
@@ -56,6 +62,9 @@ class NoHosts:
 
     def stop(self, node: NodeRecord) -> None:
         """Nothing to end."""
+
+    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
+        """No process to send it to."""
 
     def announce(self, node: NodeRecord) -> None:
         """Nobody to tell."""
@@ -85,7 +94,7 @@ class ProcessHosts:
         for host in node.hosts:
             self._serve(node, host)
         for host in node.hosts:
-            if not host.exited and (host.process is None or not host.process.alive()):
+            if not (host.exited or host.held) and (host.process is None or not host.process.alive()):
                 host.process = self._boot(node, host)
 
     def halt(self, node: NodeRecord) -> None:
@@ -102,6 +111,11 @@ class ProcessHosts:
         self.halt(node)
         for host in node.hosts:
             remove_disk(self._disk(node, host))
+
+    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
+        for process in processes.members(marker(node, host)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def announce(self, node: NodeRecord) -> None:
         for host in node.hosts:

@@ -4,7 +4,7 @@ Without a rule everything is there. Rules are kept in the store, like the nodes:
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.emulator.model import Refusal
@@ -64,9 +64,9 @@ class Limits:
         if zone in self._unreachable:
             raise Refusal(UNAVAILABLE, f"The service is currently unavailable in {zone}.")
 
-    def fits(self, wanted: Iterable[Claim], held: Iterable[Claim]) -> bool:
-        """Whether there is capacity for all of `wanted` beside `held`."""
-        everything = [*wanted, *held]
+    def fits(self, wanted: list[Claim], held: Callable[[], list[Claim]]) -> bool:
+        """Whether there is capacity for all of `wanted` beside what is held, which is asked only where there is a rule."""
+        everything = [*wanted, *held()] if self._capacity else []
         for key, limit in self._capacity.items():
             place, what = key.split("/")
             if sum(_amount(what, claim.kind) for claim in everything if claim.zone == place) > limit:

@@ -5,10 +5,11 @@ GCE_METADATA_HOST, the variable that Google's own libraries read.
 """
 
 import functools
+import hashlib
 import json
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -38,6 +39,7 @@ def entries(node: NodeRecord, worker: int) -> dict[str, str]:
         "instance/network-interfaces/0/ip": node.hosts[worker].ip,
         "project/project-id": node.project,
         "project/numeric-project-id": _project_number(node.project),
+        **node.notices,
     }
 
 
@@ -47,7 +49,7 @@ class MetadataServer:
     def __init__(self, ip: str, port: int, values: Mapping[str, str]) -> None:
         """`port`: 0 for any free one."""
         self._server = _Server((ip, port), _Handler)
-        self._server.values = dict(values)
+        self._server.values, self._server.changed, self._server.ended = dict(values), threading.Condition(), False
         self.port: int = self._server.server_address[1]
         serve = functools.partial(self._server.serve_forever, poll_interval=0.05)
         self._thread = threading.Thread(target=serve, daemon=True, name=f"metadata-{ip}")
@@ -55,9 +57,14 @@ class MetadataServer:
 
     def show(self, values: Mapping[str, str]) -> None:
         """Answer with `values` from now on."""
-        self._server.values = dict(values)
+        with self._server.changed:
+            self._server.values = dict(values)
+            self._server.changed.notify_all()
 
     def stop(self) -> None:
+        with self._server.changed:
+            self._server.ended = True
+            self._server.changed.notify_all()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -66,6 +73,8 @@ class MetadataServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     values: dict[str, str]
+    changed: threading.Condition
+    ended: bool
 
     def server_bind(self) -> None:
         """Without the base class's look-up of the address's name, which may wait for a DNS server."""
@@ -86,16 +95,31 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(403, "Missing Metadata-Flavor:Google header.\n")
             return
         url = urlsplit(self.path)
-        found = lookup(self.server.values, url.path, recursive="recursive" in parse_qs(url.query, keep_blank_values=True))
+        query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+
+        def look() -> tuple[str, str] | None:
+            return lookup(self.server.values, url.path, recursive="recursive" in query)
+
+        if query.get("wait_for_change") == "true":
+            self._wait(look, query)
+        found = look()
         if found is None:
             self._answer(404, "Not Found\n")
         else:
             self._answer(200, *found)
 
+    def _wait(self, look: Callable[[], tuple[str, str] | None], query: Mapping[str, str]) -> None:
+        """Until the value is not the one of `last_etag` (or of now) any more, or `timeout_sec` is over."""
+        known = query.get("last_etag") or _etag(look())
+        limit = float(query["timeout_sec"]) if "timeout_sec" in query else None
+        with self.server.changed:
+            self.server.changed.wait_for(lambda: self.server.ended or _etag(look()) != known, limit)
+
     def _answer(self, status: int, text: str, kind: str = "application/text") -> None:
         body = text.encode()
         self.send_response(status)
         self.send_header("Metadata-Flavor", "Google")
+        self.send_header("ETag", _etag((text, kind)))
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -132,6 +156,10 @@ def _tree(values: Mapping[str, str]) -> dict[str, Any]:
             place = place.setdefault(folder, {})
         place[name] = value
     return tree
+
+
+def _etag(found: tuple[str, str] | None) -> str:
+    return hashlib.sha256(found[0].encode()).hexdigest()[:16] if found is not None else "0"
 
 
 def _project_number(project: str) -> str:

@@ -29,6 +29,8 @@ class HostRecord:
     """What runs the startup script; None until it is started, and always where hosts have no processes."""
     exited: bool = False
     """The startup script has ended. As on the real cloud, the node stays READY."""
+    held: bool = False
+    """A fault keeps it from booting."""
 
 
 @dataclass
@@ -45,6 +47,8 @@ class NodeRecord:
     """The operation that works on it, or did last; empty where a queued resource made it."""
     holds: bool = False
     """Whether capacity of its zone is taken up by it."""
+    notices: dict[str, str] = field(default_factory=dict)
+    """Metadata that says something else than usual, such as instance/preempted."""
 
     @property
     def path(self) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 from cluster.emulator.checks import not_found
 from cluster.emulator.clock import Clock
+from cluster.emulator.faults import ON_OPERATION, Effect, Fault, Faults
+from cluster.emulator.model import Refusal
 from cluster.emulator.store import Store
 
 _KEPT = 1000
@@ -14,8 +16,9 @@ _KEPT = 1000
 class Operations:
     """Every operation, in memory and in the store."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Store, clock: Clock, faults: Faults) -> None:
+        self._store, self._clock, self._faults = store, clock, faults
+        self._struck: dict[str, Fault] = {}
         self._all: dict[str, Any] = {operation.name: operation for operation in store.operations()}
 
     def begin(self, parent: str, target: str, verb: str) -> Any:
@@ -28,6 +31,9 @@ class Operations:
         metadata.create_time.FromNanoseconds(int(now * 1e9))
         operation = operations_pb2.Operation(name=f"{parent}/operations/operation-{int(now * 1000)}-{secrets.token_hex(8)}")
         operation.metadata.Pack(metadata)
+        method = f"{verb.capitalize()}{'Node' if '/nodes/' in target else 'QueuedResource'}"
+        for fault in self._faults.strike(method, target, ON_OPERATION)[:1]:
+            self._struck[operation.name] = fault
         self._all[operation.name] = operation
         self._store.put_operation(operation)
         self._forget_oldest()
@@ -52,6 +58,15 @@ class Operations:
             raise not_found(name)
         return self._all[name]
 
+    def hangs(self, name: str) -> bool:
+        """Whether a fault keeps it from ever ending."""
+        return name in self._struck and self._struck[name].effect is Effect.HANG
+
+    def doom(self, name: str) -> Refusal | None:
+        """The error with which a fault lets it end."""
+        fault = self._struck.get(name)
+        return fault.refusal("", self._target(name)) if fault is not None and fault.effect is Effect.OPERATION_ERROR else None
+
     def known(self, name: str) -> bool:
         return name in self._all
 
@@ -61,7 +76,15 @@ class Operations:
     def forget(self, name: str) -> None:
         """Raises Refusal."""
         self._store.remove_operation(self.get(name).name)
+        self._struck.pop(name, None)
         del self._all[name]
+
+    def _target(self, name: str) -> str:
+        from google.cloud import tpu_v2
+
+        metadata = tpu_v2.OperationMetadata.pb()()
+        self._all[name].metadata.Unpack(metadata)
+        return str(metadata.target)
 
     def _forget_oldest(self) -> None:
         done = [name for name, operation in self._all.items() if operation.done]
@@ -76,4 +99,5 @@ class Operations:
         metadata.end_time.FromNanoseconds(int(self._clock.now() * 1e9))
         operation.metadata.Pack(metadata)
         operation.done = True
+        self._struck.pop(operation.name, None)
         self._store.put_operation(operation)

@@ -27,7 +27,8 @@ class Profile:
 INSTANT = Profile()
 # Guesses, within what public logs show: a small slice is READY one to two minutes after its request.
 REALISTIC = Profile(create=60.0, delete=30.0, accept=2.0, queue=10.0, suspend=20.0, maintenance=600.0)
-PROFILES = {"instant": INSTANT, "realistic": REALISTIC}
+DEFAULT_PROFILE = "instant"
+PROFILES = {DEFAULT_PROFILE: INSTANT, "realistic": REALISTIC}
 
 
 def with_overrides(profile: Profile, **seconds: float | None) -> Profile:

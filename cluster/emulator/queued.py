@@ -74,7 +74,7 @@ class QueuedResources:
         self._all = {queued.path: queued for queued in store.queued()}
         self._dwell = {State.CREATING: profile.accept, State.ACCEPTED: profile.queue, State.SUSPENDING: profile.suspend}
         self._next: dict[State, Callable[[QueuedRecord], Event | None]] = {
-            State.CREATING: lambda _: Event.ACCEPT,
+            State.CREATING: self._look_at_request,
             State.ACCEPTED: self._look_for_capacity,
             State.WAITING_FOR_RESOURCES: self._look_for_capacity,
             State.PROVISIONING: self._look_at_new_nodes,
@@ -82,10 +82,11 @@ class QueuedResources:
             State.SUSPENDING: lambda _: Event.SUSPEND,
             State.SUSPENDED: lambda _: None,
             State.FAILED: lambda _: None,
-            State.DELETING: lambda queued: None if self._nodes.members(queued.path) else Event.VANISH,
+            State.DELETING: self._look_at_what_is_left,
         }
         self._effects: dict[Event, Callable[[QueuedRecord], None]] = {
             Event.ACCEPT: lambda queued: self._operations.succeed(queued.operation, queued.message),
+            Event.REFUSE: self._refuse,
             Event.PROVISION: self._make_nodes,
             Event.EXPIRE: functools.partial(_fail, code=_DEADLINE_EXCEEDED, words="The queued resource expired before it got capacity."),
             Event.FAIL: functools.partial(_fail, code=_INTERNAL, words="an internal error has occurred"),
@@ -154,7 +155,11 @@ class QueuedResources:
                     raise Refusal(FAILED_PRECONDITION, words)
                 self._operations.fail(queued.operation, 10, "The queued resource was deleted.")  # ABORTED, a guess
                 queued.operation = self._operations.begin(queued.parent, path, "delete").name
-                self._apply(queued, Event.DELETE)
+                doom = self._operations.doom(queued.operation)
+                if doom is not None:
+                    self._operations.fail(queued.operation, doom.code, doom.words)
+                else:
+                    self._apply(queued, Event.DELETE)
             self._remember("delete", path, request_id, queued.operation)
             return copy.deepcopy(self._operations.get(queued.operation))
 
@@ -187,8 +192,10 @@ class QueuedResources:
 
     def look(self, path: str = "") -> None:
         """Something has changed: for the queued resource `path`, or capacity for those that wait, the oldest first. Under the lock."""
-        for queued in [self._all[path]] if path in self._all else [] if path else list(self._all.values()):
-            self._step(queued)
+        concerned = [path] if path else [name for name, queued in self._all.items() if _state(queued) is State.WAITING_FOR_RESOURCES]
+        for name in concerned:
+            if name in self._all:
+                self._step(self._all[name])
 
     def _step(self, queued: QueuedRecord) -> None:
         """As far as it goes now."""
@@ -221,6 +228,20 @@ class QueuedResources:
         moments = [queued.entered + self._dwell.get(_state(queued), 0.0), *(moment for moment in _validity(queued.message) if moment)]
         for moment in {max(now, moment) for moment in moments}:
             self._clock.after(moment - now, functools.partial(self._step, queued))
+
+    def _look_at_request(self, queued: QueuedRecord) -> Event | None:
+        if self._operations.hangs(queued.operation):
+            return None
+        return Event.REFUSE if self._operations.doom(queued.operation) is not None else Event.ACCEPT
+
+    def _refuse(self, queued: QueuedRecord) -> None:
+        doom = self._operations.doom(queued.operation)
+        assert doom is not None
+        _fail(queued, code=doom.code, words=doom.words)
+        self._operations.fail(queued.operation, doom.code, doom.words)
+
+    def _look_at_what_is_left(self, queued: QueuedRecord) -> Event | None:
+        return None if self._operations.hangs(queued.operation) or self._nodes.members(queued.path) else Event.VANISH
 
     def _look_for_capacity(self, queued: QueuedRecord) -> Event | None:
         begin, end = _validity(queued.message)

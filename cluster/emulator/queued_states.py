@@ -26,6 +26,7 @@ class Event(enum.Enum):
     """What happens to a queued resource."""
 
     ACCEPT = "the service takes the request"
+    REFUSE = "the service gives up on the request"
     WAIT = "there is no capacity for it now"
     PROVISION = "there is capacity for all of its nodes"
     EXPIRE = "its time to wait is over"
@@ -40,6 +41,7 @@ class Event(enum.Enum):
 
 TRANSITIONS: dict[tuple[State, Event], State | None] = {
     (State.CREATING, Event.ACCEPT): State.ACCEPTED,
+    (State.CREATING, Event.REFUSE): State.FAILED,
     (State.ACCEPTED, Event.WAIT): State.WAITING_FOR_RESOURCES,
     (State.ACCEPTED, Event.PROVISION): State.PROVISIONING,
     (State.ACCEPTED, Event.EXPIRE): State.FAILED,

@@ -57,6 +57,7 @@ class Store:
             "uid": node.uid,
             "operation": node.operation,
             "holds": node.holds,
+            "notices": node.notices,
             "kind": dataclasses.asdict(node.kind),
             "hosts": [dataclasses.asdict(host) for host in node.hosts],
         }
@@ -122,4 +123,6 @@ def _node(message: Any, behind: dict[str, Any]) -> NodeRecord:
         for host in behind["hosts"]
     ]
     holds = bool(behind.get("holds", True))  # a database from before knows no capacity
-    return NodeRecord(message, behind["uid"], AcceleratorType(**behind["kind"]), hosts, behind["operation"], holds)
+    return NodeRecord(
+        message, behind["uid"], AcceleratorType(**behind["kind"]), hosts, behind["operation"], holds, behind.get("notices", {})
+    )

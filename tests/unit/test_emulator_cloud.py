@@ -35,6 +35,9 @@ class RecordedHosts:
     def stop(self, node: NodeRecord) -> None:
         self.alive.discard(node.uid)
 
+    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
+        return
+
     def announce(self, node: NodeRecord) -> None:
         return
 

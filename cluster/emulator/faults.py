@@ -1,0 +1,191 @@
+"""Faults as rules: which calls go wrong, how, and how often.
+
+A rule belongs to the running service: it ends with it, while capacity, quota and nodes are kept. Beside the methods of the API there is
+`BootHost`, with the resource `<node>/hosts/<worker>`: LATENCY lets that host boot late, HANG never.
+"""
+
+import dataclasses
+import enum
+import fnmatch
+import itertools
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.emulator.model import Refusal
+
+BOOT_HOST = "BootHost"
+
+
+class Effect(enum.Enum):
+    """What a rule does to what it matches."""
+
+    ERROR = "error"
+    """The call is refused with `code` and `words`."""
+    OPERATION_ERROR = "operation-error"
+    """The call is accepted; its operation fails later with `code` and `words`."""
+    LATENCY = "latency"
+    """The call is answered `seconds` later."""
+    DROP = "drop"
+    """The connection breaks before the call has any effect."""
+    DROP_ANSWER = "drop-answer"
+    """The connection breaks after the call has taken effect."""
+    HANG = "hang"
+    """The call is accepted; its operation never ends."""
+
+
+ON_CALL = frozenset({Effect.ERROR, Effect.LATENCY, Effect.DROP, Effect.DROP_ANSWER})
+ON_OPERATION = frozenset({Effect.OPERATION_ERROR, Effect.HANG})
+ON_BOOT = frozenset({Effect.LATENCY, Effect.HANG})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One rule. `method`, `zone` and `resource` are patterns as of file names; `resource` matches a whole path or its last part."""
+
+    effect: Effect
+    method: str = "*"
+    zone: str = "*"
+    resource: str = "*"
+    code: int = 14
+    """google.rpc.Code, for errors."""
+    words: str = "The service is currently unavailable."
+    """{zone}, {region}, {project}, {method}, {id} and {resource} are filled in."""
+    seconds: float = 0.0
+    count: int | None = None
+    """How often it strikes; None: always."""
+    probability: float = 1.0
+    seed: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Fault":
+        """From JSON; `preset` names one of PRESETS, which the other values change. Raises ValueError."""
+        given = dict(values)
+        preset = given.pop("preset", None)
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"there is no preset {preset!r}; known: {', '.join(sorted(PRESETS))}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if wrong := sorted(given.keys() - known):
+            raise ValueError(f"a fault has no {', '.join(wrong)}; it has: {', '.join(sorted(known))}")
+        if "effect" in given:
+            given["effect"] = Effect(given["effect"])
+        elif preset is None:
+            raise ValueError("a fault needs an effect or a preset")
+        return dataclasses.replace(PRESETS[preset], **given) if preset is not None else cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "effect": self.effect.value}
+
+    def refusal(self, method: str, target: str) -> Refusal:
+        """Its error, worded for what it struck."""
+        parts = [*target.split("/"), "", "", "", ""]
+        values = {"zone": parts[3], "region": parts[3].rpartition("-")[0], "project": parts[1], "method": method}
+        values |= {"id": target.rpartition("/")[2], "resource": target}
+        words = self.words
+        for name, value in values.items():
+            words = words.replace(f"{{{name}}}", value)
+        return Refusal(self.code, words)
+
+
+class Faults:
+    """The rules that hold now. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._rules: dict[int, Fault] = {}
+        self._left: dict[int, int | None] = {}
+        self._chances: dict[int, random.Random] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def add(self, fault: Fault) -> int:
+        """The rule's number, by which it is removed again."""
+        with self._lock:
+            number = next(self._numbers)
+            self._rules[number], self._left[number], self._chances[number] = fault, fault.count, random.Random(fault.seed)
+            return number
+
+    def remove(self, number: int) -> bool:
+        with self._lock:
+            return self._rules.pop(number, None) is not None
+
+    def clear(self) -> None:
+        with self._lock:
+            self._rules.clear()
+
+    def rules(self) -> dict[int, Fault]:
+        """By number; `count` is what is left of it."""
+        with self._lock:
+            return {number: dataclasses.replace(rule, count=self._left[number]) for number, rule in self._rules.items()}
+
+    def strike(self, method: str, target: str, effects: frozenset[Effect]) -> list[Fault]:
+        """The rules that strike this time, in the order they were added; each that strikes is counted."""
+        with self._lock:
+            return [
+                rule
+                for number, rule in self._rules.items()
+                if rule.effect in effects and _matches(rule, method, target) and self._due(number)
+            ]
+
+    def _due(self, number: int) -> bool:
+        left, rule = self._left[number], self._rules[number]
+        if left == 0 or self._chances[number].random() >= rule.probability:
+            return False
+        self._left[number] = None if left is None else left - 1
+        return True
+
+
+def _matches(rule: Fault, method: str, target: str) -> bool:
+    parts = target.split("/")
+    zone = parts[3] if len(parts) > 3 else ""
+    resource = fnmatch.fnmatchcase(target, rule.resource) or fnmatch.fnmatchcase(parts[-1], rule.resource)
+    return resource and fnmatch.fnmatchcase(method, rule.method) and fnmatch.fnmatchcase(zone, rule.zone)
+
+
+def _call(code: int, words: str, method: str = "Create*") -> Fault:
+    return Fault(Effect.ERROR, method, code=code, words=words)
+
+
+def _operation(code: int, words: str) -> Fault:
+    return Fault(Effect.OPERATION_ERROR, "Create*", code=code, words=words)
+
+
+# The errors seen in the wild, in their words (API fact sheet, section 3).
+PRESETS: dict[str, Fault] = {
+    "stockout": _operation(
+        8,
+        'There is no more capacity in the zone "{zone}"; you can try in another zone where Cloud TPU Nodes are offered '
+        "(see https://cloud.google.com/tpu/docs/regions) [EID: 0xe48c]",
+    ),
+    "reserved-stockout": _operation(
+        8, "Insufficient reserved capacity. Contact customer support to increase your reservation. [EID: 0xe48d]"
+    ),
+    "internal": _operation(13, "an internal error has occurred"),
+    "preempted-while-creating": _operation(
+        3, "Cloud TPU received a bad request. update is not supported while in state PREEMPTED [EID: 0xe48e]"
+    ),
+    "quota": _call(8, "Quota limit 'TPUV6EPreemptiblePerProjectPerRegionForTPUAPI' has been exceeded. Limit: 0 in region {region}."),
+    "quota-other-text": _call(8, "Quota 'TPUV4sPreemptiblePodPerProjectPerRegionForTPUAPI' exhausted. Limit 20800 in region {region}"),
+    "rate": _call(8, "Maximum number of {method} requests per minute"),
+    "not-in-zone": _call(
+        3,
+        "Cloud TPU received a bad request. The requested accelerator configuration for accelerator type could not be found in the zonal "
+        'accelerator configurations for "{zone}".; the accelerator was not found in zone {zone} [EID: 0xe48f]',
+    ),
+    "not-in-zone-old": _call(3, 'CloudTpu received an invalid AcceleratorType, "v3-8" for zone "{zone}". Valid values are "v2-8, ".'),
+    "bad-value": _call(3, 'Cloud TPU received an invalid argument. The "GuestAttributes" value "" was not found.'),
+    "zone-denied": _call(7, "Permission denied on 'locations/{zone}' (or it may not exist).", "*"),
+    "zone-denied-other": _call(7, "Location {zone} is not found or access is unauthorized.", "*"),
+    "permission": _call(7, "Permission 'tpu.nodes.get' denied on '{resource}'", "*"),
+    "api-disabled": _call(
+        7,
+        "Cloud TPU API has not been used in project {project} before or it is disabled. Enable it by visiting "
+        "https://console.developers.google.com/apis/api/tpu.googleapis.com/overview?project={project} then retry.",
+        "*",
+    ),
+    "free-trial": _call(7, "cannot create a TPU Node on a project linked to a free-trial billing account"),
+    "exists": _call(6, "Resource '{resource}' already exists"),
+    "old-tpu-node": _call(9, "Your request to provision TPU Node has been denied. Please migrate to TPU VM Architecture"),
+    "unavailable": _call(14, "The service is currently unavailable.", "*"),
+}
