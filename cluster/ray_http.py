@@ -24,6 +24,14 @@ class RayNode:
     worker_id: int | None
 
 
+class HeadRefused(ClusterError):
+    """The head answered, and the answer is no. `code` is HTTP's: 404 for something that the head does not know."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 class RayHttp:
     """Asks the dashboard of one head. Raises ClusterError when it does not answer or refuses."""
 
@@ -60,7 +68,7 @@ class RayHttp:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             detail = " ".join(error.read().decode(errors="replace").split())[-300:]
-            raise ClusterError(f"Ray's head at {self._url} refused {request.selector}: {error.code} {detail}") from error
+            raise HeadRefused(f"Ray's head at {self._url} refused {request.selector}: {error.code} {detail}", error.code) from error
         except (urllib.error.URLError, http.client.HTTPException, OSError, json.JSONDecodeError) as error:
             raise ClusterError(f"Ray's head at {self._url} does not answer: {error}") from error
 

@@ -15,6 +15,7 @@ from cluster import clusters
 from cluster.clusters import Cluster
 from cluster.errors import ClusterError, PodlaunchError
 from cluster.logs import set_up_logging
+from cluster.ray_http import HeadRefused
 from cluster.state import logs_dir, write_atomic_bytes
 from launcher import jobs
 from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, register_schema
@@ -91,10 +92,19 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=time.time(), attempt=attempt)
     if before is not None:
         fresh = dataclasses.replace(
-            fresh, step=before.step, recoveries=before.recoveries, held_out_before=before.held_out_before, checkpoint=before.checkpoint
+            fresh,
+            step=before.step,
+            recoveries=before.recoveries,
+            held_out_before=before.held_out_before,
+            checkpoint=before.checkpoint,
+            cost_usd=before.cost_usd,
         )
     run.write_status(dataclasses.replace(fresh, total_steps=config.trainer.steps, phase="submitted", updated_at=time.time()))
-    return jobs.submit(cluster, run, attempt, config.run.secrets)
+    try:
+        return jobs.submit(cluster, run, attempt, config.run.secrets)
+    except ClusterError as error:
+        end_orphan(run, RunState.FAILED, str(error))
+        raise
 
 
 def supervisor_watch(cluster: Cluster | None, run: RunDirectory) -> Callable[[], None]:
@@ -124,6 +134,8 @@ def supervisor_gone(cluster: Cluster | None, run: RunDirectory) -> str | None:
         if jobs.status(cluster, job) not in jobs.ENDED:
             return None
         tail = " | ".join(jobs.logs(cluster, job).splitlines()[-3:])
+    except HeadRefused as error:
+        return f"the head of cluster {status.cluster!r} knows no job {job!r}" if error.code == 404 else None
     except ClusterError:
         return None
     return f"its supervisor ended unexpectedly: {tail}"

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
 
@@ -110,7 +111,8 @@ def _describe_step(row: dict[str, Any], status: RunStatus) -> str:
 
 def _panel(status: RunStatus) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_row("run", f"{status.run_id}  [bold]{status.state}[/bold]  {status.phase}")
+    # Text and not markup: a line printed without markup while the display is up would show its brackets.
+    table.add_row("run", Text.assemble(status.run_id, "  ", (status.state, "bold"), "  ", status.phase))
     done = status.step / status.total_steps if status.total_steps else 0.0
     bar = "█" * round(done * 30) + "░" * (30 - round(done * 30))
     table.add_row("step", f"{status.step}/{status.total_steps or '?'}  {bar}  {_time_left(status)}")

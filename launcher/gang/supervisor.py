@@ -51,6 +51,7 @@ class Supervisor:
         self._max_restarts = max_restarts
         self._clock = clock
         self._interrupted = False
+        self._restarts = 0  # of this job: a run that is taken up again has its whole budget
 
     def interrupt(self, *_: object) -> None:
         """A signal handler: stop the run the way `tpu train stop` does."""
@@ -162,9 +163,10 @@ class Supervisor:
         if crash_loop:
             self._end(RunState.FAILED, f"crash loop: the same error twice at step {status.step}", first_failure=failure)
             return False
-        if status.recoveries.total >= self._max_restarts:
+        if self._restarts >= self._max_restarts:
             self._end(RunState.FAILED, f"run.max_restarts={self._max_restarts} is used up", first_failure=failure)
             return False
+        self._restarts += 1
         counts = {**vars(status.recoveries), cause.value: getattr(status.recoveries, cause.value) + 1}
         self._record.enter(
             RunState.RECOVERING, "recovering", attempt=status.attempt + 1, recoveries=Recoveries(**counts), first_failure=failure

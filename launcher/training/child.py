@@ -80,8 +80,7 @@ def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.Exit
     from launcher.training.job import Preempted, TrainingJob
 
     config = LaunchConfig.from_yaml(run_dir / "config.yaml").training
-    peak = os.environ.get("PODLAUNCH_PEAK_FLOPS")
-    job = opened.enter_context(TrainingJob(config, run_dir, reporter, attempt=attempt, peak_flops=float(peak) if peak else None))
+    job = opened.enter_context(TrainingJob(config, run_dir, reporter, attempt=attempt, peak_flops=peak_flops()))
     code = EXIT_DONE
     try:
         job.prepare()
@@ -92,6 +91,14 @@ def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.Exit
     opened.close()
     disconnect(gang)
     return code
+
+
+def peak_flops() -> float | None:
+    """The peak that the slice's type promises, where its chips are what computes; None on other devices, whose peak is unknown."""
+    import jax
+
+    peak = os.environ.get("PODLAUNCH_PEAK_FLOPS")
+    return float(peak) if peak and jax.default_backend() == "tpu" else None
 
 
 def tell(error: Exception, reporter: Reporter) -> None:

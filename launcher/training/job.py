@@ -62,8 +62,7 @@ class TrainingJob:
         peak_flops: float | None = None,
     ) -> None:
         self.config, self.output, self.attempt = config, output, attempt
-        # The peak is a TPU's; on other devices the same slice has another, unknown one.
-        self.peak_flops = peak_flops if jax.default_backend() == "tpu" else None
+        self.peak_flops = peak_flops
         self.reporter = reporter or SilentReporter()
         self.tokenizer: Tokenizer = ByteTokenizer()
         self._open = contextlib.ExitStack()

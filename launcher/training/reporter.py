@@ -1,6 +1,6 @@
 """What a training process tells its supervisor: one JSON line an event, to an inherited file descriptor.
 
-    phase                 {phase}       connecting data compiling restoring evaluating training saving exporting
+    phase                 {phase}       connecting data compiling restoring initializing evaluating training saving exporting
     step                  {step, total_steps, loss, tokens_per_second, mfu}     nulls when the step was not logged
     checkpoint            {step}        committed, with its manifest
     checkpoint_set_aside  {step, reason}

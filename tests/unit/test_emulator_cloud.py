@@ -1,5 +1,6 @@
 """The emulated cloud's own rules, with time and hosts in the test's hands."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class World:
         self.clock, self.hosts, self.store = ManualClock(), RecordedHosts(), Store(database)
         self.cloud = Cloud(self.store, self.hosts, self.clock, state_dir=Path("/state"))
         self.cloud.resume()
+        weakref.finalize(self, self.store.close)
 
     def create(self, node_id: str = "n", **more: Any) -> Any:
         return self.cloud.create_node(PARENT, node_id, body(**more))

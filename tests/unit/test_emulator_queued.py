@@ -1,6 +1,7 @@
 """Queued resources of the emulated cloud, with time in the test's hands."""
 
 import itertools
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class World:
         self.store, self.clock = Store(database), ManualClock()
         self.cloud = Cloud(self.store, NoHosts(), self.clock, state_dir=Path("/state"), profile=profile)
         self.cloud.resume()
+        weakref.finalize(self, self.store.close)
 
     def create(self, queued_id: str = "q", *, request_id: str = "", **more: Any) -> Any:
         return self.cloud.queued.create(PARENT, queued_id, body(**more), request_id)

@@ -108,11 +108,13 @@ def test_a_terminal_shows_a_live_bar_with_the_time_left(run: RunDirectory) -> No
         run,
         lambda: run.write_status(status(RunState.STARTING, phase="compiling")),
         lambda: run.write_status(status(RunState.RUNNING, phase="training", step=5, loss=2.5, phases={"training": 30.0})),
+        metric(run, 5, 2.5),
         lambda: None,
         lambda: run.write_status(status(RunState.SUCCEEDED, step=10)),
         terminal=True,
     )
     assert "5/10" in text
+    assert "[bold]" not in text
     assert "00:30 left" in text
 
 

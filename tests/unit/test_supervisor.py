@@ -13,7 +13,7 @@ from launcher.gang.placement import Host
 from launcher.gang.record import RunRecord
 from launcher.gang.runner import Event
 from launcher.gang.supervisor import EXIT_STOPPED, Supervisor
-from launcher.runs import RunDirectory, RunState, RunStatus
+from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus
 
 Script = list[tuple[int, Event]]
 
@@ -164,6 +164,15 @@ def test_infrastructure_failures_end_the_run_once_the_budget_is_used_up(run: Run
     status = supervise(run, ScriptedGang(clock, *scripts), clock, max_restarts=2)
     assert (status.state, status.recoveries.infrastructure) == (RunState.FAILED, 2)
     assert status.reason == "run.max_restarts=2 is used up"
+
+
+def test_a_run_that_is_taken_up_again_has_its_whole_budget(run: RunDirectory) -> None:
+    clock = Clock()
+    used_up = RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0, recoveries=Recoveries(infrastructure=7))
+    run.write_status(used_up)
+    scripts: list[Script] = [[(0, step(1)), (0, exited(-signal.SIGKILL))], [(0, exited(0)), (1, exited(0))]]
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, max_restarts=1)
+    assert (status.state, status.recoveries.infrastructure) == (RunState.SUCCEEDED, 8)
 
 
 def test_the_same_error_at_the_same_step_twice_is_a_crash_loop(run: RunDirectory) -> None:
