@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import yaml
 
+from cluster.durations import parse_duration
 from cluster.errors import ConfigError
 from cluster.schema import build, did_you_mean, to_plain
 from cluster.tpu.catalog import AcceleratorType, resolve
@@ -35,8 +36,13 @@ _LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
 _TAG = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _ENDPOINT = re.compile(r"[^\s:/]+:[0-9]{1,5}")
-_MAX_LABELS = 60
+_DISK = re.compile(r"projects/[^/]+/(zones|regions)/([^/]+)/disks/[^/:]+(:read-only)?")
+_MAX_LABELS = 57
 """Google allows 64 a resource; the rest is for ours."""
+_READ_ONLY = ":read-only"
+_COMMANDS_BYTES = 128 * 1024
+"""A metadata value may have 256 KiB, and the startup script holds more than these."""
+_SHORTEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class TPUConfig:
     """on-demand, spot or reserved."""
     reservation: str | None = None
     """The reservation's name, for provisioning=reserved only."""
+    queued_resource: bool = True
+    """Ask for slices by queued resources, which wait for capacity and are how a reservation can be named; false: by plain nodes."""
+    valid_until: str = "4h"
+    """How long a queued resource may wait for capacity before it fails, such as 30m or 4h."""
     network: str | None = None
     subnetwork: str | None = None
     external_ips: bool = True
@@ -75,6 +85,10 @@ class TPUConfig:
     """Your own labels on every resource."""
     tags: list[str] = field(default_factory=list)
     """Network tags of the hosts."""
+    data_disks: list[str] = field(default_factory=list)
+    """Disks that every host attaches: projects/P/zones/Z/disks/D, with :read-only behind it where several hosts share one."""
+    startup_commands: list[str] = field(default_factory=list)
+    """Shell commands that every host runs as root at boot, before anything of ours; one that fails keeps the host from joining."""
     endpoint: str | None = None
     """host:port of a plaintext gRPC Cloud TPU API; None: Google's own."""
 
@@ -129,6 +143,15 @@ class TPUConfig:
         return self.runtime_version or self.accelerator.runtime_version
 
     @property
+    def valid_until_seconds(self) -> float:
+        return parse_duration(self.valid_until)
+
+    @property
+    def disks(self) -> list[tuple[str, bool]]:
+        """Every data disk's source and whether it is read only."""
+        return [(disk.removesuffix(_READ_ONLY), disk.endswith(_READ_ONLY)) for disk in self.data_disks]
+
+    @property
     def usd_per_slice_hour(self) -> float | None:
         """Estimated list price of one slice in USD an hour; None when the catalogue has none. A reserved slice counts as on-demand."""
         kind = self.accelerator
@@ -173,7 +196,43 @@ class TPUConfig:
         elif (self.provisioning == "reserved") != (self.reservation is not None):
             given = "missing: provisioning=reserved needs its name" if self.reservation is None else "given: set provisioning=reserved too"
             yield f"{at}reservation is {given}"
+        yield from self._wrong_wait(at)
         yield from self._wrong_labels(at)
+        yield from self._wrong_disks(at)
+        yield from self._wrong_commands(at)
+
+    def _wrong_wait(self, at: str) -> Iterator[str]:
+        try:
+            seconds = self.valid_until_seconds
+        except ValueError as error:
+            yield f"{at}valid_until {error}"
+            return
+        if seconds < _SHORTEST_WAIT_S:
+            yield f"{at}valid_until {self.valid_until!r}: at least {_SHORTEST_WAIT_S:.0f}s, a slice is not made faster"
+
+    def _wrong_disks(self, at: str) -> Iterator[str]:
+        for disk in self.data_disks:
+            found = _DISK.fullmatch(disk)
+            if found is None:
+                yield f"{at}data_disks {disk!r}: a disk looks like projects/P/zones/Z/disks/D or the same with {_READ_ONLY} behind it"
+            elif found[1] == "zones" and any(zone != found[2] for zone in self.zones):
+                yield f"{at}data_disks {disk!r}: it is in {found[2]} only, so zones has to be that one zone"
+            elif found[3] is None and self._shares_disks():
+                yield f"{at}data_disks {disk!r}: several hosts can share a disk only read-only; write {_READ_ONLY} behind it"
+
+    def _shares_disks(self) -> bool:
+        """Whether more than one host attaches the disks; a type that does not exist is another line's business."""
+        try:
+            return self.slices * self.hosts_per_slice > 1
+        except ConfigError:
+            return False
+
+    def _wrong_commands(self, at: str) -> Iterator[str]:
+        if any(not command.strip() for command in self.startup_commands):
+            yield f"{at}startup_commands: one is empty"
+        size = sum(len(command.encode()) + 1 for command in self.startup_commands)
+        if size > _COMMANDS_BYTES:
+            yield f"{at}startup_commands: {size} bytes together, at most {_COMMANDS_BYTES}; put them in a file in a bucket and fetch it"
 
     def _wrong_names(self, at: str) -> Iterator[str]:
         checks: list[tuple[str, str | None, re.Pattern[str], str]] = [

@@ -2,6 +2,7 @@
 
 Ray's autoscaler v2 calls this class from several threads. It asks for a listing once a tick and then for details of each node, so a
 listing is kept and serves them all. A listing is complete or it raises: a slice missing from one would be taken for ended and made again.
+Each listing also sweeps: what is left of lost slices is deleted, and late refusals are remembered for the next `create_node`.
 """
 
 import logging
@@ -24,9 +25,11 @@ from cluster.config import ClusterConfig
 from cluster.logs import set_up_logging
 from cluster.node_names import head_instance_id, slice_id
 from cluster.schema import build
-from cluster.tpu.api import Slice
-from cluster.tpu.lifecycle import Life, life
+from cluster.tpu.errors import TPUError
+from cluster.tpu.lifecycle import Life
 from cluster.tpu.provider import TPUProvider
+from cluster.tpu.refusals import write_refusals
+from cluster.tpu.slices import ClusterSlice
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.metadata import HOST_ATTRIBUTE
 
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 TYPE_LABEL = "podlaunch-node-type"
 REQUEST_LABEL = "podlaunch-request"
+PATIENCE_S = 10.0
+"""Ray asks again at its next tick, so a stumbling service need not be waited for here."""
 STANDING = frozenset({Life.PENDING, Life.READY, Life.INTERRUPTED})
 """The lives in which Ray counts on a slice; the others are ended for it."""
 
@@ -45,23 +50,26 @@ class SliceNodeProvider(NodeProvider):
         super().__init__(provider_config, cluster_name)
         set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
         config = build(ClusterConfig, provider_config["cluster"])
-        self._slices = TPUProvider.connect(config)
+        self._slices = TPUProvider.connect(config, patience=PATIENCE_S)
         self._metadata = {
             "startup-script": startup_script(provider_config["bundle"]),
             HOST_ATTRIBUTE: provider_config["host_settings"],
         }
         self._head = head_instance_id(cluster_name)
         self._lock = threading.Lock()
-        self._known: dict[str, Slice] = {}
+        self._known: dict[str, ClusterSlice] = {}
+        self._requested: dict[str, int] = {}
+        self._published: list[str] = []
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
-        listed = {s.name: s for s in self._slices.list_slices() if life(s) in STANDING}
+        listed = {s.name: s for s in self._slices.sweep() if s.life in STANDING}
+        self._publish_refusals()
         with self._lock:
             self._known = listed
         return [node for node in [self._head, *listed] if tag_filters.items() <= self.node_tags(node).items()]
 
     def is_running(self, node_id: str) -> bool:
-        return node_id == self._head or life(self._get(node_id)) is Life.READY
+        return node_id == self._head or self._get(node_id).life is Life.READY
 
     def is_terminated(self, node_id: str) -> bool:
         with self._lock:
@@ -92,24 +100,53 @@ class SliceNodeProvider(NodeProvider):
         tags: dict[str, str],
         count: int,
     ) -> None:
-        """Ask for `count` slices and return at once: Ray has two threads for this and none may wait for a cloud."""
+        """Ask for `count` slices together and return at once: Ray has two threads for this and none may wait for a cloud.
+
+        Raises TPUError: what was refused now, or what every zone has refused earlier and after Ray had been told that all was well.
+        """
         request = tags.get(TAG_RAY_LAUNCH_REQUEST, "")
         labels = {TYPE_LABEL: tags[TAG_RAY_USER_NODE_TYPE], REQUEST_LABEL: request}
-        for index in range(count):
-            name = slice_id(self.cluster_name, request, index)
-            logger.info("creating slice %s for request %s", name, request)
-            self._slices.create_slice(name, labels=labels, metadata=self._metadata)
+        names = [slice_id(self.cluster_name, request, index) for index in self._indices(request, count)]
+        logger.info("creating slices %s for request %s", ", ".join(names), request)
+        made = self._slices.create_slices(names, labels=labels, metadata=self._metadata)
+        self._publish_refusals()
+        errors = [result for result in made if isinstance(result, TPUError)]
+        for error in errors:
+            logger.warning("%s", error)
+        if errors:
+            raise errors[0]
+
+    def _indices(self, request: str, count: int) -> range:
+        """Ray splits a large request into several calls, five slices each, all with the same request id."""
+        with self._lock:
+            first = self._requested.get(request, 0)
+            self._requested[request] = first + count
+        return range(first, first + count)
+
+    def _publish_refusals(self) -> None:
+        """What zones have refused, for `tpu status`, which is another process."""
+        lines = self._slices.policy.describe(self._slices.kind, self._slices.zones)
+        with self._lock:
+            if lines == self._published:
+                return
+            self._published = lines
+        write_refusals(self.cluster_name, lines)
 
     def terminate_node(self, node_id: str) -> None:
         if node_id == self._head:
             return  # the head's life is its agent's business
         logger.info("deleting slice %s", node_id)
-        self._slices.delete_slice(node_id)
+        with self._lock:
+            known = self._known.get(node_id)
+        if known is not None:
+            self._slices.delete(known)
+        else:
+            self._slices.delete_slice(node_id)
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
         for node_id in node_ids:
             self.terminate_node(node_id)
 
-    def _get(self, node_id: str) -> Slice:
+    def _get(self, node_id: str) -> ClusterSlice:
         with self._lock:
             return self._known[node_id]

@@ -1,23 +1,41 @@
 """The Cloud TPU v2 API through Google's own client: deadlines, retries, and errors of ours.
 
-Every call has a deadline, since the client sets none. A call that is safe to repeat is repeated while the service stumbles; CreateNode
-is repeated only after GetNode has said that the first try came to nothing, since v2 has no request id for it.
+Every call has a deadline, since the client sets none. A call that is safe to repeat is repeated while the service stumbles. A creation is
+repeated only after a look has said that the first try came to nothing (CreateNode has no request id in v2; a queued resource has one, and
+the look tells besides that a try whose answer was lost has succeeded).
 """
 
 import functools
 import random
+import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster.tpu.catalog import AcceleratorType
-from cluster.tpu.errors import DeadlineExceededError, NotFoundError, RateLimitedError, TPUError, TransientError, from_exception, from_status
+from cluster.tpu.errors import DeadlineExceededError, NotFoundError, RateLimitedError, TransientError, from_exception, from_status
+from cluster.tpu.messages import (
+    NodeRequest,
+    Operation,
+    QueuedRequest,
+    QueuedResource,
+    Slice,
+    raw,
+    to_node,
+    to_queued,
+    to_queued_resource,
+    to_slice,
+)
 
 if TYPE_CHECKING:
     from google.cloud.tpu_v2 import TpuClient
 
+__all__ = ["ALL_ZONES", "NodeRequest", "Operation", "QueuedRequest", "QueuedResource", "Slice", "TpuApi", "make_client"]
 T = TypeVar("T")
+ALL_ZONES = "-"
+"""In a listing: every zone at once."""
+_STUMBLES = (TransientError, DeadlineExceededError)
+_RATE_PAUSE_S = 5.0
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # 4 MiB by default; a longer list fails with RESOURCE_EXHAUSTED, which looks like quota
     ("grpc.enable_http_proxy", 0),
@@ -26,58 +44,8 @@ CHANNEL_OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class NodeRequest:
-    """What CreateNode is asked for."""
-
-    node_id: str
-    accelerator: AcceleratorType
-    runtime_version: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """`startup-script` and whatever else the hosts read from their metadata server."""
-    tags: tuple[str, ...] = ()
-    network: str | None = None
-    subnetwork: str | None = None
-    external_ips: bool = True
-    service_account: str | None = None
-    spot: bool = False
-    reserved: bool = False
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A node of the API: one slice."""
-
-    name: str
-    """The node id, without the path."""
-    zone: str
-    state: str
-    """google.cloud.tpu.v2.Node.State by name; cluster.tpu.lifecycle says what it means."""
-    accelerator_type: str
-    topology: str
-    hosts: tuple[str, ...]
-    """Internal address of every host, in worker order; empty until the service knows them."""
-    labels: Mapping[str, str]
-    created: float
-    """Seconds since the epoch."""
-    health: str
-    health_description: str
-    spot: bool
-
-
-@dataclass(frozen=True)
-class Operation:
-    """A long-running operation."""
-
-    name: str
-    done: bool
-    error: TPUError | None
-    """Why it failed; None while it runs and after success."""
-
-
 class TpuApi:
-    """Nodes of one project. Safe to use from several threads."""
+    """Nodes and queued resources of one project. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -90,15 +58,17 @@ class TpuApi:
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
         client: "TpuClient | None" = None,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         """`endpoint`: host:port of a plaintext service, None for Google's own. `timeout`: seconds one try may take. `patience`: seconds
-        after which a call is not repeated any more. `client`: a ready client instead of one made here.
+        after which a call is not repeated any more. `client`: a ready client instead of one made here. `new_id`: makes request ids.
 
         Raises PermissionDeniedError when Google's service is meant and there are no credentials.
         """
         self.project = project
         self._timeout, self._patience = timeout, patience
         self._clock, self._sleep, self._jitter = clock, sleep, jitter
+        self._new_id = new_id
         self._client = client if client is not None else make_client(endpoint, project)
 
     def close(self) -> None:
@@ -112,42 +82,62 @@ class TpuApi:
         """
         from google.cloud import tpu_v2
 
-        call = tpu_v2.CreateNodeRequest(parent=self._parent(zone), node_id=request.node_id, node=_to_node(request))
-
-        tries = 0
-
-        def create() -> str | None:
-            nonlocal tries
-            tries += 1
-            if tries > 1 and self._exists(zone, request.node_id):
-                return None
-            return str(self._client.create_node(call, timeout=self._timeout, retry=None).operation.name)
-
-        return self._call(create, request.node_id, zone)
+        call = tpu_v2.CreateNodeRequest(parent=self._parent(zone), node_id=request.node_id, node=to_node(request))
+        return self._create(self._client.create_node, call, lambda: self.get_node(zone, request.node_id), request.node_id, zone)
 
     def get_node(self, zone: str, name: str) -> Slice:
         """Raises NotFoundError when there is none, and other TPUErrors."""
         path = f"{self._parent(zone)}/nodes/{name}"
-        return self._call(lambda: _to_slice(_raw(self._client.get_node(name=path, timeout=self._timeout, retry=None))), name, zone)
+        return self._call(lambda: to_slice(raw(self._client.get_node(name=path, timeout=self._timeout, retry=None))), name, zone)
 
-    def list_nodes(self, zone: str) -> list[Slice]:
-        """All nodes of a zone. Complete, or a TPUError: a shorter list would make living slices look deleted."""
-        slices: list[Slice] = []
-        token = ""
-        while True:
-            page = self._call(functools.partial(self._list_page, zone, token), f"nodes of {self.project}", zone)
-            slices += [_to_slice(node) for node in page.nodes]
-            if page.unreachable:
-                gone = ", ".join(page.unreachable)
-                raise TransientError(f"the listing lacks {gone}", resource=f"nodes of {self.project}", zone=zone)
-            token = page.next_page_token
-            if not token:
-                return slices
+    def list_nodes(self, zone: str, needed: Collection[str] | None = None) -> list[Slice]:
+        """All nodes of a zone, or of ALL_ZONES. Complete, or a TPUError: a shorter list would make living slices look deleted.
+
+        `needed`: the zones that have to be complete; None: every one.
+        """
+        pages = self._pages(self._client.list_nodes, f"nodes of {self.project}", zone, needed)
+        return [to_slice(node) for page in pages for node in page.nodes]
 
     def delete_node(self, zone: str, name: str) -> str:
         """Ask for the node's end and return the operation's name at once. Raises NotFoundError when there is none, and other TPUErrors."""
         path = f"{self._parent(zone)}/nodes/{name}"
         return self._call(lambda: str(self._client.delete_node(name=path, timeout=self._timeout, retry=None).operation.name), name, zone)
+
+    def create_queued_resource(self, zone: str, request: QueuedRequest) -> str | None:
+        """Ask for a queued resource with one node, both of the same name, and return the operation's name at once.
+
+        None: the answer was lost, but the queued resource exists. Raises TPUError; AlreadyExistsError when the name is taken.
+        """
+        from google.cloud import tpu_v2
+
+        name, parent = request.node.node_id, self._parent(zone)
+        call = tpu_v2.CreateQueuedResourceRequest(
+            parent=parent,
+            queued_resource_id=name,
+            queued_resource=to_queued_resource(parent, request),
+            request_id=self._new_id(),  # one for all tries of this creation, another for the next one of the same name
+        )
+        return self._create(self._client.create_queued_resource, call, lambda: self.get_queued_resource(zone, name), name, zone)
+
+    def get_queued_resource(self, zone: str, name: str) -> QueuedResource:
+        """Raises NotFoundError when there is none, and other TPUErrors."""
+        call = {"name": f"{self._parent(zone)}/queuedResources/{name}"}
+        get = self._client.get_queued_resource
+        return self._call(lambda: to_queued(raw(get(call, timeout=self._timeout, retry=None))), name, zone)
+
+    def list_queued_resources(self, zone: str, needed: Collection[str] | None = None) -> list[QueuedResource]:
+        """All queued resources, as `list_nodes` does it for nodes."""
+        pages = self._pages(self._client.list_queued_resources, f"queued resources of {self.project}", zone, needed)
+        return [to_queued(queued) for page in pages for queued in page.queued_resources]
+
+    def delete_queued_resource(self, zone: str, name: str, *, force: bool = True) -> str:
+        """Ask for its end and return the operation's name at once. `force`: with its node, whatever the state.
+
+        Raises NotFoundError when there is none, and other TPUErrors.
+        """
+        call = {"name": f"{self._parent(zone)}/queuedResources/{name}", "force": force, "request_id": self._new_id()}
+        delete = self._client.delete_queued_resource
+        return self._call(lambda: str(delete(call, timeout=self._timeout, retry=None).operation.name), name, zone)
 
     def get_operation(self, name: str, *, resource: str, zone: str) -> Operation:
         """The state of an operation; errors in it name `resource`. Raises NotFoundError when it is unknown, and other TPUErrors."""
@@ -155,20 +145,44 @@ class TpuApi:
         error = from_status(raw.error, resource=resource, zone=zone) if raw.HasField("error") else None
         return Operation(name, bool(raw.done), error)
 
-    def _list_page(self, zone: str, token: str) -> Any:
-        """One ListNodesResponse in raw protobuf, which reads five times faster than through proto-plus."""
-        pager = self._client.list_nodes({"parent": self._parent(zone), "page_token": token}, timeout=self._timeout, retry=None)
-        return _raw(next(iter(pager.pages)))
+    def _create(self, method: Callable[..., Any], call: Any, look: Callable[[], object], name: str, zone: str) -> str | None:
+        tries = 0
 
-    def _exists(self, zone: str, name: str) -> bool:
-        try:
-            self.get_node(zone, name)
-        except NotFoundError:
-            return False
-        return True
+        def create() -> str | None:
+            nonlocal tries
+            tries += 1
+            if tries > 1 and _exists(look):
+                return None
+            return str(method(call, timeout=self._timeout, retry=None).operation.name)
 
-    def _call(self, call: Callable[[], T], resource: str, zone: str) -> T:
-        """`call`, repeated while the service stumbles. Raises TPUError."""
+        # The rate is the caller's to keep: a creation that is too early is not repeated here.
+        return self._call(create, name, zone, repeat=_STUMBLES)
+
+    def _pages(self, method: Callable[..., Any], what: str, zone: str, needed: Collection[str] | None) -> Iterator[Any]:
+        """The raw answers, page by page."""
+        token = ""
+        while True:
+            page = self._call(functools.partial(self._page, method, zone, token), what, zone)
+            gone = [place for place in page.unreachable if needed is None or _zone_of(place) in (*needed, None)]
+            if gone:
+                raise TransientError(f"the listing lacks {', '.join(gone)}", resource=what, zone=zone)
+            yield page
+            token = page.next_page_token
+            if not token:
+                return
+
+    def _page(self, method: Callable[..., Any], zone: str, token: str) -> Any:
+        pager = method({"parent": self._parent(zone), "page_token": token}, timeout=self._timeout, retry=None)
+        return raw(next(iter(pager.pages)))
+
+    def _call(
+        self,
+        call: Callable[[], T],
+        resource: str,
+        zone: str,
+        repeat: tuple[type[Exception], ...] = (*_STUMBLES, RateLimitedError),
+    ) -> T:
+        """`call`, repeated while the service answers with one of `repeat`. Raises TPUError."""
         from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
 
@@ -179,9 +193,10 @@ class TpuApi:
                 return call()
             except (GoogleAPIError, GoogleAuthError) as raised:
                 error = from_exception(raised, resource=resource, zone=zone)
-                if not isinstance(error, TransientError | RateLimitedError | DeadlineExceededError) or self._clock() + pause > deadline:
+                wait = max(pause, _RATE_PAUSE_S) if isinstance(error, RateLimitedError) else pause
+                if not isinstance(error, repeat) or self._clock() + wait > deadline:
                     raise error from raised
-            self._sleep(pause * (0.5 + self._jitter() / 2))
+            self._sleep(wait * (0.5 + self._jitter() / 2))
             pause = min(pause * 2, 10.0)
 
     def _parent(self, zone: str) -> str:
@@ -202,53 +217,15 @@ def make_client(endpoint: str | None, project: str) -> "TpuClient":
         raise from_exception(error, resource=f"project {project}") from error
 
 
-def _raw(message: Any) -> Any:
-    return type(message).pb(message)
+def _exists(look: Callable[[], object]) -> bool:
+    try:
+        look()
+    except NotFoundError:
+        return False
+    return True
 
 
-def _to_node(request: NodeRequest) -> Any:
-    """google.cloud.tpu.v2.Node for a request. A topology other than the type's own can only be said by accelerator_config."""
-    from google.cloud import tpu_v2
-
-    node = tpu_v2.Node(
-        runtime_version=request.runtime_version,
-        network_config=tpu_v2.NetworkConfig(
-            network=request.network or "", subnetwork=request.subnetwork or "", enable_external_ips=request.external_ips
-        ),
-        scheduling_config=tpu_v2.SchedulingConfig(spot=request.spot, reserved=request.reserved),
-        labels=dict(request.labels),
-        metadata=dict(request.metadata),
-        tags=list(request.tags),
-    )
-    if request.service_account is not None:
-        scope = ["https://www.googleapis.com/auth/cloud-platform"]
-        node.service_account = tpu_v2.ServiceAccount(email=request.service_account, scope=scope)
-    if request.accelerator.default_topology:
-        node.accelerator_type = request.accelerator.name
-    else:
-        kind = getattr(tpu_v2.AcceleratorConfig.Type, _CONFIG_TYPE[request.accelerator.generation])
-        node.accelerator_config = tpu_v2.AcceleratorConfig(type_=kind, topology=request.accelerator.topology)
-    return node
-
-
-_CONFIG_TYPE = {"v2": "V2", "v3": "V3", "v4": "V4", "v5e": "V5LITE_POD", "v5p": "V5P", "v6e": "V6E"}
-
-
-def _to_slice(node: Any) -> Slice:
-    """From a raw google.cloud.tpu.v2.Node."""
-    states, healths = node.DESCRIPTOR.enum_types_by_name["State"], node.DESCRIPTOR.enum_types_by_name["Health"]
-    state, health = states.values_by_number.get(node.state), healths.values_by_number.get(node.health)
-    parts = node.name.split("/")
-    return Slice(
-        name=parts[-1],
-        zone=parts[3],
-        state=state.name if state is not None else "UNKNOWN",
-        accelerator_type=node.accelerator_type,
-        topology=node.accelerator_config.topology,
-        hosts=tuple(endpoint.ip_address for endpoint in node.network_endpoints),
-        labels=dict(node.labels),
-        created=node.create_time.ToNanoseconds() / 1e9,
-        health=health.name if health is not None else "HEALTH_UNSPECIFIED",
-        health_description=node.health_description,
-        spot=node.scheduling_config.spot or node.scheduling_config.preemptible,
-    )
+def _zone_of(place: str) -> str | None:
+    """The zone that an entry of `unreachable` names, as a path or by itself; None when it cannot be told, so it may be any."""
+    name = place.rpartition("/")[2]
+    return name if re.fullmatch(r"[a-z]+-[a-z]+[0-9]+-[a-z]", name) else None

@@ -1,122 +1,98 @@
-"""One slice on its way to READY: looked at again and again, each time moved one step on.
+"""Slices on their way to READY: looked at again and again, each time moved one step on.
 
 The step follows from what the API shows, so it does not matter who began: a slice that is there already is waited for or kept, a lost one
 is deleted and made anew, and a zone that refuses gives way to the next.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from cluster.tpu.api import Slice, TpuApi
-from cluster.tpu.errors import AlreadyExistsError, NotFoundError, PreemptedError, TPUError, UnknownError
-from cluster.tpu.lifecycle import Life, life
+from cluster.tpu.errors import DeadlineExceededError, PreemptedError, RateLimitedError, TPUError, TransientError
+from cluster.tpu.lifecycle import Action, Life
+from cluster.tpu.slices import ClusterSlice, best_first
+
+if TYPE_CHECKING:
+    from cluster.tpu.provider import TPUProvider
 
 log = logging.getLogger(__name__)
+_PASSING = (TransientError, DeadlineExceededError, RateLimitedError, PreemptedError)
+"""What is not a reason to give up: the next look tells what became of it, and it is asked for again where nothing did."""
 
 
 class Bringup:
-    """Moves the slice `name` to READY, one `step` at a time."""
+    """Moves the slices `names` to READY, one `step` at a time."""
 
-    def __init__(self, name: str, zones: Sequence[str], api: TpuApi, create: Callable[[str, str], str | None]) -> None:
-        """`create(name, zone)` asks for the slice and returns the operation's name, None when that was lost."""
-        self.name = name
-        self.ready = False
-        self.last_seen = "not asked for yet"
-        self._api, self._create = api, create
-        self._untried = list(zones)
-        self._waiting = False  # whether the first of the untried zones has been asked and has not refused
-        self._operation: str | None = None
-        self._created_in: set[str] = set()
+    def __init__(
+        self,
+        provider: "TPUProvider",
+        names: Sequence[str],
+        labels: Mapping[str, str],
+        metadata: Mapping[str, str],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._provider, self._names, self._labels, self._metadata, self._progress = provider, names, labels, metadata, progress
+        self._seen: dict[str, str] = dict.fromkeys(names, "not asked for yet")
+        self._ready: set[str] = set()
+        self._before: set[tuple[str, str]] | None = None
+        self._made: set[str] = set()
+        """The names that this call has tried to create."""
 
-    def step(self, node: Slice | None) -> bool:
-        """Do what follows from `node`, what the API shows now; True when it is READY.
+    def step(self) -> bool:
+        """Do what follows from what the API shows now; True when all are READY.
 
         Raises TPUError when every zone has refused, or one has refused in a way that another zone does not change.
         """
-        now = life(node)
-        self.last_seen = f"{node.state} in {node.zone}" if node is not None else "not there"
-        _STEPS[now](self, node)
-        self.ready = now is Life.READY
-        return self.ready
+        found = [item for item in self._provider.sweep() if item.name in self._seen]
+        if self._before is None:
+            self._before = {(item.zone, item.name) for item in found}
+        best = {name: best_first([item for item in found if item.name == name]) for name in self._names}
+        wanting = [name for name in self._names if self._next(name, best[name][0] if best[name] else None) is Action.CREATE]
+        if wanting:
+            self._create(wanting)
+        return len(self._ready) == len(self._names)
+
+    def waiting(self) -> str:
+        """What is not READY, for an error's text."""
+        said = [f"{name} ({self._seen[name]})" for name in self._names if name not in self._ready]
+        return "; ".join([", ".join(said), *self._provider.policy.describe(self._provider.kind, self._provider.zones)])
 
     def undo(self) -> None:
         """Delete what `step` has created; what cannot be deleted is logged, since this runs while another error is on its way."""
-        for zone in sorted(self._created_in):
-            try:
-                self._api.delete_node(zone, self.name)
-            except NotFoundError:
-                continue
-            except TPUError as error:
-                log.warning("left behind: %s", error)
-
-    def _keep(self, _: Slice | None) -> None:
-        """Nothing to do but to look again."""
-
-    def _make(self, _: Slice | None) -> None:
-        if self._waiting:
-            if self._failed_operation():
-                return
-            if self._operation is not None:  # it runs, and the node does not show yet
-                return
-            self._refused(UnknownError("it was accepted and is not there", resource=self.name, zone=self._untried[0]))
-        zone = self._untried[0]
-        self._created_in.add(zone)
-        try:
-            self._operation = self._create(self.name, zone)
-            self._waiting = True
-        except AlreadyExistsError:
-            self._created_in.discard(zone)  # somebody was faster; the next look decides whose it is
-        except TPUError as error:
-            self._refused(error)
-
-    def _watch(self, node: Slice | None) -> None:
-        assert node is not None
-        if self._waiting and self._failed_operation():
-            self._delete(node)
-
-    def _replace(self, node: Slice | None) -> None:
-        assert node is not None
-        self._delete(node)
-        if self._waiting:
-            self._refused(PreemptedError(f"it became {node.state} before it was READY", resource=self.name, zone=node.zone))
-
-    def _failed_operation(self) -> bool:
-        """Whether the creation under way has failed; then the zone counts as refusing. A finished one is forgotten."""
-        if self._operation is None:
-            return False
-        zone = self._untried[0]
-        try:
-            operation = self._api.get_operation(self._operation, resource=self.name, zone=zone)
-        except NotFoundError:
-            self._operation = None  # the service forgets operations; the node's own state tells
-            return False
-        if operation.done:
-            self._operation = None
-        if operation.error is not None:
-            self._refused(operation.error)
-            return True
-        return False
-
-    def _refused(self, error: TPUError) -> None:
-        """Go on to the next zone, or raise `error` when there is none or it would refuse as well."""
-        self._waiting, self._operation = False, None
-        zone = self._untried.pop(0)
-        if not self._untried or not error.another_zone_may_help:
-            raise error
-        log.warning("%s; trying %s instead of %s", error, self._untried[0], zone)
-
-    def _delete(self, node: Slice) -> None:
-        try:
-            self._api.delete_node(node.zone, node.name)
-        except NotFoundError:
+        if not self._made:
             return
+        try:
+            for item in self._provider.list_slices():
+                mine = item.name in self._made and (item.zone, item.name) not in (self._before or ())
+                if mine and item.step.unwanted is Action.DELETE:
+                    self._provider.delete(item)
+        except TPUError as error:
+            log.warning("something may be left behind, `tpu stop %s` deletes it: %s", self._provider.config.name, error)
 
+    def _next(self, name: str, item: ClusterSlice | None) -> Action:
+        if item is not None:
+            self._provider.check_ours(item)
+        self._say(name, f"{item.state} in {item.zone}" if item is not None else "not there")
+        if item is not None and item.life is Life.READY:
+            self._ready.add(name)
+        else:
+            self._ready.discard(name)
+        return item.step.wanted if item is not None else Action.CREATE
 
-_STEPS: dict[Life, Callable[[Bringup, Slice | None], None]] = {
-    Life.GONE: Bringup._make,
-    Life.PENDING: Bringup._watch,
-    Life.INTERRUPTED: Bringup._keep,
-    Life.READY: Bringup._keep,
-    Life.LOST: Bringup._replace,
-    Life.DELETING: Bringup._keep,
-}
+    def _create(self, names: Sequence[str]) -> None:
+        self._made.update(names)  # before the requests: an interrupt must not make us forget them
+        made = self._provider.create_slices(names, labels=self._labels, metadata=self._metadata)
+        for name, result in zip(names, made, strict=True):
+            if not isinstance(result, TPUError):
+                self._say(name, f"{'found' if result.adopted else 'asked for'} in {result.zone}")
+                if result.adopted:
+                    self._made.discard(name)
+            elif isinstance(result, _PASSING):
+                log.info("%s", result)
+            else:
+                raise result
+
+    def _say(self, name: str, text: str) -> None:
+        if self._seen[name] != text:
+            self._seen[name] = text
+            self._progress(f"{name}: {text}")

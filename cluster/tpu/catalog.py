@@ -104,6 +104,17 @@ def lookup(name: str) -> AcceleratorType:
     return kind
 
 
+def topologies_of(name: str) -> list[str]:
+    """Every topology that the type `name` comes in, the default first. Raises ConfigError."""
+    kind = lookup(name)
+    return [t.topology for t in _topologies()[kind.generation].values() if t.name == kind.name]
+
+
+def check_generation(name: str) -> str:
+    """The generation that `name` means (v5litepod: v5e). Raises ConfigError for an unknown one."""
+    return _generation(name.strip().lower()).name
+
+
 def resolve(accelerator_type: str | None = None, generation: str | None = None, topology: str | None = None) -> AcceleratorType:
     """The one slice kind that the given settings mean: a type, a type with a topology, or a generation with a topology.
 

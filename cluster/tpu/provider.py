@@ -1,26 +1,56 @@
 """TPUProvider: the slices of one cluster, made, listed and deleted.
 
-`create_slice`, `delete_slice` and `list_slices` ask and return; whoever keeps a cluster going (Ray's node provider) builds on them.
-`start`, `stop` and `get_status` wait and are for whoever wants slices without Ray.
+`create_slices`, `delete_slice`, `list_slices` and `sweep` ask and return; whoever keeps a cluster going (Ray's node provider) builds on
+them. `start`, `stop` and `get_status` wait and are for whoever wants slices without Ray.
+
+A slice is one queued resource with one node of the same name, or a plain node. What is refused, at once or later, is kept in a ZonePolicy,
+which decides where the next slice is asked for.
 """
 
-import importlib.metadata
-import re
+import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cluster.config import TPUConfig
 from cluster.errors import ConfigError
-from cluster.tpu import catalog
-from cluster.tpu.api import NodeRequest, Slice, TpuApi
+from cluster.tpu.api import ALL_ZONES, TpuApi
 from cluster.tpu.bringup import Bringup
-from cluster.tpu.errors import AlreadyExistsError, DeadlineExceededError, NotFoundError, TPUError
-from cluster.tpu.lifecycle import BILLED, Life, life
+from cluster.tpu.creations import Creations
+from cluster.tpu.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
+    NotFoundError,
+    NotInZoneError,
+    QuotaError,
+    RateLimitedError,
+    ReservationError,
+    StockoutError,
+    TPUError,
+    TransientError,
+)
+from cluster.tpu.lifecycle import Action, Life, provisioning_limit
+from cluster.tpu.owner import owner_id
+from cluster.tpu.requests import node_request, owner_labels, queued_request, slice_names
+from cluster.tpu.slices import (
+    OWNER_LABEL,
+    TYPE_LABEL,
+    ClusterSlice,
+    Stopwatch,
+    best_first,
+    merge,
+)
+from cluster.tpu.status import SliceStatus, TPUStatus, slice_status
+from cluster.tpu.zones import TokenBucket, ZonePolicy
 
-OWNER_LABEL = "podlaunch-cluster"
-VERSION_LABEL = "podlaunch-version"
-TYPE_LABEL = "podlaunch-type"
+__all__ = ["OWNER_LABEL", "REFUSALS", "CreatedSlice", "SliceStatus", "TPUProvider", "TPUStatus"]
+log = logging.getLogger(__name__)
+REFUSALS = (StockoutError, QuotaError, ReservationError, NotInZoneError)
+"""What says for certain that a zone makes no slice now; after any other error the slice may be there, so no other zone is asked at once."""
+_TOGETHER = 16
+"""Requests under way at once."""
 
 
 @dataclass(frozen=True)
@@ -30,114 +60,141 @@ class CreatedSlice:
     name: str
     zone: str
     operation: str | None
-    """None when the operation's name was lost; the node's own state tells then."""
-
-
-@dataclass(frozen=True)
-class SliceStatus:
-    name: str
-    zone: str
-    state: str
-    """As the API names it."""
-    life: Life
-    accelerator_type: str
-    hosts: tuple[str, ...]
-    health: str
-    age_seconds: float
-    usd_per_hour: float | None
-    """Estimated list price now; 0 while it is not billed, None when the catalogue has no price."""
-
-
-@dataclass(frozen=True)
-class TPUStatus:
-    name: str
-    slices: tuple[SliceStatus, ...]
-    wanted: int
-    """How many slices the configuration asks for."""
-
-    @property
-    def ready(self) -> bool:
-        return sum(item.life is Life.READY for item in self.slices) >= self.wanted
-
-    @property
-    def usd_per_hour(self) -> float:
-        """What the slices cost together now, those without a price left out."""
-        return sum(item.usd_per_hour or 0.0 for item in self.slices)
+    """None when the operation's name was lost, or for an adopted slice; the slice's own state tells then."""
+    adopted: bool = False
+    """It was there already and is ours."""
 
 
 class TPUProvider:
     """The slices of the cluster `config.name`. Safe to use from several threads."""
 
     def __init__(
-        self, config: TPUConfig, api: TpuApi, *, clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep
+        self,
+        config: TPUConfig,
+        api: TpuApi,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        policy: ZonePolicy | None = None,
+        bucket: TokenBucket | None = None,
+        owner: str = "",
     ) -> None:
-        """`clock`: seconds since the epoch. Raises ConfigError when project or zones are missing."""
+        """`clock`: seconds since the epoch. `owner`: who makes them, as `owner_id` tells. Raises ConfigError when project or zones are
+        missing.
+        """
         if api.project != config.effective_project:
             raise ConfigError(f"project {config.effective_project!r}: the connection is to project {api.project!r}")
         self.config, self.api = config, api
         self.zones = config.effective_zones
-        self._clock, self._sleep = clock, sleep
+        self.kind = config.accelerator.name + ("" if config.provisioning == "on-demand" else f"-{config.provisioning}")
+        self.policy = policy if policy is not None else ZonePolicy(clock)
+        self._bucket = bucket if bucket is not None else TokenBucket(clock)
+        self._clock, self._sleep, self._owner = clock, sleep, owner
+        self._creations = Creations(api, self.policy, self.kind)
+        self._stopwatch = Stopwatch(clock, config.valid_until_seconds)
 
     @classmethod
-    def connect(cls, config: TPUConfig) -> "TPUProvider":
-        """With a connection of its own, to where `config` says. Raises as the constructor and TpuApi do."""
-        return cls(config, TpuApi(config.endpoint, config.effective_project))
+    def connect(cls, config: TPUConfig, *, patience: float = 60.0) -> "TPUProvider":
+        """With a connection of its own, to where `config` says. `patience`: as for TpuApi. Raises as the constructor and TpuApi do."""
+        return cls(config, TpuApi(config.endpoint, config.effective_project, patience=patience), owner=owner_id())
 
     def create_slice(
         self, slice_id: str, *, labels: Mapping[str, str] | None = None, metadata: Mapping[str, str] | None = None, zone: str | None = None
     ) -> CreatedSlice:
-        """Ask for a slice in `zone`, or in the first of the configured zones that takes the request. Does not wait.
+        """Ask for a slice in `zone`, or in the first open zone that does not refuse. Does not wait: what is refused later is learned by
+        `sweep`. A slice of that name that is ours is adopted.
 
-        Raises TPUError; what is refused later is the operation's error.
+        Raises TPUError: why no zone took the request, AlreadyExistsError when the name is somebody else's, RateLimitedError when it is too
+        early to ask.
         """
-        request = self.request(slice_id, labels or {}, metadata or {})
-        candidates = [zone] if zone is not None else self.zones
-        for last, candidate in _with_last(candidates):
+        (made,) = self.create_slices([slice_id], labels=labels, metadata=metadata, zone=zone)
+        if isinstance(made, TPUError):
+            raise made
+        return made
+
+    def create_slices(
+        self,
+        names: Sequence[str],
+        *,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        zone: str | None = None,
+    ) -> list[CreatedSlice | TPUError]:
+        """`create_slice` for several slices at once; what became of each, in their order."""
+
+        def create(name: str) -> CreatedSlice | TPUError:
             try:
-                return CreatedSlice(slice_id, candidate, self.api.create_node(candidate, request))
+                return self._create(name, labels or {}, metadata or {}, zone)
             except TPUError as error:
-                if last or not error.another_zone_may_help:
-                    raise
-        raise AssertionError("zones are never empty")
+                return error
+
+        if len(names) == 1:
+            return [create(names[0])]
+        with ThreadPoolExecutor(_TOGETHER, thread_name_prefix="create-slices") as pool:
+            return list(pool.map(create, names))
 
     def delete_slice(self, name: str, zone: str | None = None) -> bool:
         """Ask for a slice's end, in `zone` or wherever it is. Does not wait. False: there is no such slice. Raises TPUError."""
         found = False
         for candidate in [zone] if zone is not None else self.zones:
-            try:
-                self.api.delete_node(candidate, name)
-                found = True
-            except NotFoundError:
-                continue
+            found |= self._gone(self.api.delete_queued_resource, candidate, name) or self._gone(self.api.delete_node, candidate, name)
         return found
 
-    def list_slices(self, labels: Mapping[str, str] | None = None) -> list[Slice]:
+    def delete(self, item: ClusterSlice) -> None:
+        """Ask for the end of a slice as it was listed. Does not wait. Raises TPUError."""
+        self._gone(self.api.delete_queued_resource if item.queued is not None else self.api.delete_node, item.zone, item.name)
+
+    def list_slices(self, labels: Mapping[str, str] | None = None) -> list[ClusterSlice]:
         """The cluster's slices that carry `labels`, in every state. Complete over all zones, or a TPUError."""
         wanted = {OWNER_LABEL: self.config.name, **(labels or {})}
-        return [node for node in self._list_all() if wanted.items() <= node.labels.items()]
+        place = self.zones[0] if len(self.zones) == 1 else ALL_ZONES
+        queued = self.api.list_queued_resources(place, self.zones)  # first: see lifecycle
+        found = merge(queued, self.api.list_nodes(place, self.zones))
+        return [item for item in found if item.zone in self.zones and wanted.items() <= item.labels.items()]
 
-    def start(self, *, metadata: Mapping[str, str] | None = None, timeout: float | None = None, poll: float = 1.0) -> TPUStatus:
+    def sweep(self) -> list[ClusterSlice]:
+        """`list_slices`, and what follows from it: late refusals are learned, what is left of lost slices is deleted, and of slices with
+        the same name in several zones all but one. Raises TPUError when the listing fails; a deletion that fails is logged and comes again.
+        """
+        asked = self._creations.under_way()  # before the listing, which may lack what is asked for meanwhile
+        slices = self._stopwatch.judge(self.list_slices())
+        failed = self._creations.learn(asked, slices)
+        doomed = [item for item in slices if self._is_leftover(item) or (item.zone, item.name) in failed]
+        doomed += _surplus([item for item in slices if item not in doomed])
+        for item in doomed:
+            log.warning("deleting %s in %s, which is %s", item.name, item.zone, item.state)
+            try:
+                self.delete(item)
+            except TPUError as error:
+                log.warning("left for the next time: %s", error)
+        return [item if item not in doomed else dataclasses.replace(item, given_up=True) for item in slices]
+
+    def start(
+        self,
+        *,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        poll: float = 1.0,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> TPUStatus:
         """Bring up slices `<name>-0` .. `<name>-<slices-1>` and wait until they are READY. What is there already is kept.
 
-        `timeout`: seconds, None for a limit by size. When it fails, what this call has created is deleted again, so that no slice bills
-        for nobody. Raises TPUError: why the last zone refused, AlreadyExistsError when a name is taken by a node that is not ours,
-        DeadlineExceededError.
+        `timeout`: seconds, None for a limit by size and by the queue's. `progress` hears of every change. When it fails, what this call has
+        created is deleted again, so that no slice bills for nobody. Raises TPUError: why no zone is left, AlreadyExistsError when a name is
+        taken by a slice that is not ours, DeadlineExceededError.
         """
-        deadline = self._clock() + (timeout if timeout is not None else ready_timeout(self.config.slices * self.config.hosts_per_slice))
-
-        def create(name: str, zone: str) -> str | None:
-            return self.create_slice(name, metadata=metadata, zone=zone).operation
-
-        slices = [Bringup(f"{self.config.name}-{index}", self.zones, self.api, create) for index in range(self.config.slices)]
+        limit = provisioning_limit(self.config.slices * self.config.hosts_per_slice)
+        limit += self.config.valid_until_seconds if self.config.queued_resource else 0.0
+        deadline = self._clock() + (timeout if timeout is not None else limit)
+        bringup = Bringup(self, slice_names(self.config), labels or {}, metadata or {}, progress)
         try:
-            while not self._step(slices):
+            while not bringup.step():
                 if self._clock() > deadline:
-                    waiting = ", ".join(f"{item.name} ({item.last_seen})" for item in slices if not item.ready)
-                    raise DeadlineExceededError(f"not READY in time: {waiting}", resource=f"slices of {self.config.name}")
+                    raise DeadlineExceededError(f"not READY in time: {bringup.waiting()}", resource=f"slices of {self.config.name}")
                 self._sleep(poll)
         except BaseException:  # an interrupt as well: whatever ends the wait must not leave slices that bill
-            for item in slices:
-                item.undo()
+            bringup.undo()
             raise
         return self.get_status()
 
@@ -148,101 +205,108 @@ class TPUProvider:
         """
         deadline = self._clock() + timeout
         asked: set[tuple[str, str]] = set()
-        while left := self.list_slices():
-            for node in left:
-                if life(node) is not Life.DELETING:
-                    self.delete_slice(node.name, node.zone)
-                asked.add((node.zone, node.name))
+        while left := self._stopwatch.judge(self.list_slices()):
+            for item in left:
+                if item.step.unwanted is Action.DELETE or item.given_up:
+                    self.delete(item)
+                asked.add((item.zone, item.name))
             if self._clock() > deadline:
-                names = ", ".join(f"{node.name} in {node.zone} ({node.state})" for node in left)
+                names = ", ".join(f"{item.name} in {item.zone} ({item.state})" for item in left)
                 raise DeadlineExceededError(f"still there: {names}", resource=f"slices of {self.config.name}")
             self._sleep(poll)
         return len(asked)
 
     def get_status(self) -> TPUStatus:
         """What is there now. Raises TPUError."""
-        return TPUStatus(self.config.name, tuple(self._status(node) for node in self.list_slices()), self.config.slices)
+        return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in self.list_slices()), self.config.slices)
 
-    def request(self, slice_id: str, labels: Mapping[str, str], metadata: Mapping[str, str]) -> NodeRequest:
-        """The exact request that `create_slice` sends. A named reservation is chosen by the service: the v2 node has no field for it."""
-        config = self.config
-        return NodeRequest(
-            node_id=slice_id,
-            accelerator=config.accelerator,
-            runtime_version=config.effective_runtime_version,
-            labels={**config.labels, **labels, **self.owner_labels()},
-            metadata=dict(metadata),
-            tags=tuple(config.tags),
-            network=config.network,
-            subnetwork=config.subnetwork,
-            external_ips=config.external_ips,
-            service_account=config.service_account,
-            spot=config.provisioning == "spot",
-            reserved=config.provisioning == "reserved",
-        )
+    def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """The labels of a slice: the user's, `labels`, and those by which we know it."""
+        return {**self.config.labels, **labels, **self.owner_labels()}
 
     def owner_labels(self) -> dict[str, str]:
         """The labels by which every slice of this cluster is known."""
-        version = importlib.metadata.version("podlaunch")
-        return {OWNER_LABEL: self.config.name, VERSION_LABEL: _label_value(version), TYPE_LABEL: _label_value(self.config.accelerator.name)}
+        return owner_labels(self.config, self._owner)
 
-    def _list_all(self) -> list[Slice]:
-        return [node for zone in self.zones for node in self.api.list_nodes(zone)]
+    def refusal(self, name: str) -> TPUError:
+        """Why no zone can be asked for `name` now, with what every zone has said and when it is tried again."""
+        last = self.policy.last_refusal(self.kind, self.zones)
+        if last is None:
+            return TransientError("no zone was open a moment ago", resource=name)
+        next_step = "; ".join([*self.policy.describe(self.kind, self.zones), last.next_step])
+        return type(last)(last.words, resource=name, zone=last.zone, code=last.code, next_step=next_step)
 
-    def _step(self, slices: Sequence[Bringup]) -> bool:
-        """Move every slice one step on, by one listing; True when all are READY."""
-        nodes = self._list_all()
-        for item in slices:
-            item.step(self._find(item.name, nodes))
-        return all(item.ready for item in slices)
+    def check_ours(self, item: ClusterSlice) -> None:
+        """Raises AlreadyExistsError when a slice of a name of ours is not ours, or of another type."""
+        ours = self.owner_labels()
+        if item.labels.get(OWNER_LABEL) != ours[OWNER_LABEL]:
+            raise AlreadyExistsError("it exists and this cluster did not make it", resource=item.name, zone=item.zone)
+        if item.labels.get(TYPE_LABEL) != ours[TYPE_LABEL] and item.life is not Life.DELETING:
+            words = f"it exists as {item.accelerator_type}, not {self.config.accelerator.name}"
+            raise AlreadyExistsError(words, resource=item.name, zone=item.zone, next_step="stop the cluster first, or choose another name")
 
-    def _find(self, name: str, nodes: Sequence[Slice]) -> Slice | None:
-        """The node of that name, if any. Raises AlreadyExistsError when it is not ours or of another type."""
-        found = [node for node in nodes if node.name == name]
-        # One that is being deleted gives way to one that lives in another zone.
-        found.sort(key=lambda node: life(node) is Life.DELETING)
-        if not found:
-            return None
-        node, ours = found[0], self.owner_labels()
-        if node.labels.get(OWNER_LABEL) != ours[OWNER_LABEL]:
-            raise AlreadyExistsError("a node of that name exists that this cluster did not make", resource=name, zone=node.zone)
-        if node.labels.get(TYPE_LABEL) != ours[TYPE_LABEL] and life(node) is not Life.DELETING:
-            words = f"it exists as {node.accelerator_type}, not {self.config.accelerator.name}"
-            raise AlreadyExistsError(words, resource=name, zone=node.zone, next_step="stop the cluster first, or choose another name")
-        return node
+    def _create(self, name: str, labels: Mapping[str, str], metadata: Mapping[str, str], zone: str | None) -> CreatedSlice:
+        for candidate in [zone] if zone is not None else self.policy.open(self.kind, self.zones):
+            try:
+                return self._ask(candidate, name, labels, metadata)
+            except REFUSALS as error:
+                self._creations.end((candidate, name), error)
+                log.warning("%s", error)
+                if zone is not None:
+                    raise
+        raise self.refusal(name)
 
-    def _status(self, node: Slice) -> SliceStatus:
-        now = life(node)
-        return SliceStatus(
-            name=node.name,
-            zone=node.zone,
-            state=node.state,
-            life=now,
-            accelerator_type=node.accelerator_type,
-            hosts=node.hosts,
-            health=node.health,
-            age_seconds=max(0.0, self._clock() - node.created),
-            usd_per_hour=_usd_per_hour(node) if now in BILLED else 0.0,
-        )
+    def _ask(self, zone: str, name: str, labels: Mapping[str, str], metadata: Mapping[str, str]) -> CreatedSlice:
+        """One request to one zone. Raises TPUError; after one that leaves open what happened, `sweep` finds out."""
+        if not self._bucket.take():
+            words = f"we keep below the service's rate of creations; the next one in {self._bucket.wait_s():.0f} s"
+            raise RateLimitedError(words, resource=name, zone=zone)
+        self._creations.begin(zone, name)
+        node = node_request(self.config, name, self.labels(labels), metadata)
+        try:
+            if self.config.queued_resource:
+                operation = self.api.create_queued_resource(zone, queued_request(self.config, zone, node))
+            else:
+                operation = self.api.create_node(zone, node)
+        except AlreadyExistsError:
+            self._creations.end((zone, name))
+            return self._adopt(zone, name)
+        except RateLimitedError:
+            self._bucket.drain()
+            self._creations.end((zone, name))
+            raise
+        except TransientError as error:
+            self.policy.refused(self.kind, zone, error)
+            raise
+        self._creations.begin(zone, name, operation)
+        return CreatedSlice(name, zone, operation)
+
+    def _adopt(self, zone: str, name: str) -> CreatedSlice:
+        """The slice that has the name already. Raises TPUError when it is not ours, or is going."""
+        queued = [item for item in self.api.list_queued_resources(zone) if item.name == name]
+        nodes = [item for item in self.api.list_nodes(zone) if item.name == name]
+        for item in merge(queued, nodes):
+            self.check_ours(item)
+            if item.step.wanted in (Action.KEEP, Action.WAIT) and item.life is not Life.DELETING:
+                return CreatedSlice(name, zone, None, adopted=True)
+        raise TransientError("the one before it is still being deleted", resource=name, zone=zone)
+
+    def _is_leftover(self, item: ClusterSlice) -> bool:
+        return item.life is Life.LOST or (item.life is Life.DELETING and item.given_up)
+
+    def _gone(self, delete: Callable[[str, str], str], zone: str, name: str) -> bool:
+        """Whether there was something to delete."""
+        try:
+            delete(zone, name)
+        except NotFoundError:
+            return False
+        return True
 
 
-def ready_timeout(hosts: int) -> float:
-    """Seconds that `hosts` hosts may take until READY: 600, 900 from 64 on, 1800 from 256 (what marin-community/marin came to use)."""
-    return 600.0 if hosts < 64 else 900.0 if hosts < 256 else 1800.0
-
-
-def _usd_per_hour(node: Slice) -> float | None:
-    kind = catalog.by_name().get(node.accelerator_type)
-    if kind is None:
-        return None
-    price = kind.usd_per_chip_hour_spot if node.spot else kind.usd_per_chip_hour
-    return None if price is None else price * kind.chips
-
-
-def _label_value(text: str) -> str:
-    """`text` as Google allows it in a label's value."""
-    return re.sub(r"[^-_a-z0-9]", "-", text.lower())[:63]
-
-
-def _with_last(items: Sequence[str]) -> list[tuple[bool, str]]:
-    return [(index == len(items) - 1, item) for index, item in enumerate(items)]
+def _surplus(slices: Sequence[ClusterSlice]) -> list[ClusterSlice]:
+    """Of slices with the same name all but the best: an answer that was lost can lead to a second one in another zone."""
+    surplus: list[ClusterSlice] = []
+    for name in {item.name for item in slices}:
+        alike = [item for item in slices if item.name == name and item.life is not Life.DELETING]
+        surplus += best_first(alike)[1:]
+    return surplus

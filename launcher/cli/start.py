@@ -1,15 +1,26 @@
 """`tpu start`: bring a cluster up, or slices without Ray."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cluster import clusters
-from cluster.config import ClusterConfig, TPUConfig
+from cluster import bare as bare_slices
+from cluster import clusters, local
+from cluster.autoscaler import host_settings
+from cluster.config import ClusterConfig
+from cluster.errors import ClusterError, PodlaunchError
+from cluster.node_names import slice_id
+from cluster.tpu.lifecycle import Life
+from cluster.tpu.owner import owner_id
 from cluster.tpu.provider import TPUProvider
+from cluster.tpu.requests import plan, slice_names
+from cluster.vm.bootstrap import startup_script
+from cluster.vm.bundle import bundle_hash
+from cluster.vm.metadata import HOST_ATTRIBUTE
 from launcher.cli.options import CONSOLE, ERRORS, confirm
 from launcher.compose import compose_cluster
 from launcher.config import read_yaml
@@ -22,6 +33,7 @@ def start(
     config: Annotated[Path | None, typer.Option(help="A YAML file with the same settings instead of a profile.")] = None,
     bare: Annotated[bool, typer.Option(help="Slices only, without a Ray cluster.")] = False,
     slices: Annotated[int | None, typer.Option(min=0, help="So many slices shall always be there.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the exact API requests, secrets redacted, and send none.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
     """Bring a cluster up (default profile: local)."""
@@ -30,11 +42,16 @@ def start(
         most = max(slices, settings.effective_max_slices)
         settings = dataclasses.replace(settings, min_slices=slices, max_slices=most)
     _print_plan(settings)
+    if dry_run:
+        print(json.dumps(_requests(settings, bare=bare), indent=1))
+        return
     if settings.usd_per_hour != 0.0:
         confirm(f"Start {settings.name!r}?", yes)
     if bare:
         _start_bare(settings)
         return
+    if bare_slices.find(settings.name) is not None:
+        raise ClusterError(f"slices without Ray called {settings.name!r} are up; end them with `tpu stop {settings.name}`")
     cluster = clusters.up(settings, lambda text: ERRORS.print(text, highlight=False))
     CONSOLE.print(f"cluster {cluster.name!r} is up; dashboard {cluster.head.dashboard_url}", highlight=False, soft_wrap=True)
 
@@ -57,6 +74,30 @@ def _print_plan(config: ClusterConfig) -> None:
     ERRORS.print(f"{config.name}: {shape}, {each}", highlight=False)
 
 
-def _start_bare(config: TPUConfig) -> None:
-    for one in TPUProvider.connect(config).start().slices:
+def _requests(config: ClusterConfig, *, bare: bool) -> list[dict[str, Any]]:
+    """What would be sent. In a cluster the node provider sends it, and what only a running head knows is shown as a placeholder."""
+    if bare:
+        return plan(config, slice_names(config), owner=owner_id())
+    metadata = {
+        "startup-script": startup_script(bundle_hash()),
+        HOST_ATTRIBUTE: host_settings(config, "HEAD:PORT", Path("TOKEN-FILE")).to_json(),
+    }
+    names = [slice_id(config.name, "dry-run", index) for index in range(max(config.slices, config.min_slices))]
+    return plan(config, names, owner=owner_id(), metadata=metadata)
+
+
+def _start_bare(config: ClusterConfig) -> None:
+    if clusters.find(config.name) is not None:
+        raise ClusterError(f"a cluster {config.name!r} is up; choose another name, or end it with `tpu stop {config.name}`")
+    if config.cloud == "emulated":
+        config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle_hash()))
+    bare_slices.remember(config)
+    provider = TPUProvider.connect(config)
+    try:
+        status = provider.start(progress=lambda text: ERRORS.print(text, highlight=False, soft_wrap=True))
+    except PodlaunchError:
+        if all(item.life is Life.DELETING for item in provider.list_slices()):
+            bare_slices.forget(config.name)  # nothing is left that somebody would have to stop
+        raise
+    for one in status.slices:
         CONSOLE.print(f"{one.name}  {one.zone}  {one.state}  {', '.join(one.hosts)}", highlight=False, soft_wrap=True)

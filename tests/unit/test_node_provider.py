@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,9 @@ from cluster.config import ClusterConfig
 from cluster.emulator.embedded import Embedded, embedded_emulator
 from cluster.node_names import slice_id
 from cluster.node_provider import SliceNodeProvider
-from cluster.tpu.errors import TPUError
+from cluster.state import clusters_dir
+from cluster.tpu.errors import StockoutError, TPUError
+from cluster.tpu.refusals import read_refusals
 from cluster.vm.metadata import HOST_ATTRIBUTE
 from cluster.vm.settings import HostSettings
 
@@ -56,11 +58,49 @@ def test_one_autoscaler_instance_is_one_slice_of_several_hosts(provider: SliceNo
     assert provider.node_tags("mine-head")[TAG_RAY_NODE_KIND] == "head"
 
 
-def test_the_same_request_asked_twice_means_the_same_slices(provider: SliceNodeProvider) -> None:
-    provider.create_node({}, TAGS, 1)
-    with pytest.raises(TPUError):
-        provider.create_node({}, TAGS, 1)
-    assert len(provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"})) == 1
+def test_a_request_that_ray_splits_into_batches_gets_all_of_its_slices(provider: SliceNodeProvider) -> None:
+    for count in (5, 2):
+        provider.create_node({}, TAGS, count)
+    workers = provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"})
+    assert sorted(workers) == [slice_id("mine", "request-1", index) for index in range(7)]
+    assert all(provider.node_tags(node)[TAG_RAY_LAUNCH_REQUEST] == "request-1" for node in workers)
+
+
+def test_a_refusal_that_comes_late_is_told_by_the_next_creation(provider: SliceNodeProvider, emulator: Embedded) -> None:
+    provider._slices.config = dataclasses.replace(provider._slices.config, queued_resource=False)
+    (clusters_dir() / "mine").mkdir()
+    emulator.cloud.set_capacity("us-central2-b", "v4-16", 0)
+    provider.create_node({}, TAGS, 1)  # accepted; that there is no capacity is the operation's end
+    wait_until(lambda: provider._slices.policy.open("v4-16", ["us-central2-b"]) == [] or provider.non_terminated_nodes({}) == [])
+    with pytest.raises(StockoutError, match="stockout in us-central2-b, next try in"):
+        provider.create_node({}, {**TAGS, TAG_RAY_LAUNCH_REQUEST: "request-2"}, 1)
+    assert read_refusals("mine")[1][0].startswith("stockout in us-central2-b")
+    wait_until(lambda: provider.non_terminated_nodes({}) == ["mine-head"])
+    assert emulator.cloud.list_nodes("projects/podlaunch-emulated/locations/-")[0] == [], "what was left of it is deleted"
+
+
+def test_a_waiting_slice_stands_and_a_preempted_one_is_deleted(provider: SliceNodeProvider, emulator: Embedded) -> None:
+    emulator.cloud.set_capacity("us-central2-b", "v4-16", 1)
+    provider.create_node({}, TAGS, 2)
+    wait_until(lambda: sum(provider.is_running(node) for node in provider.non_terminated_nodes({})) == 2)
+    running, waiting = sorted(provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"}), key=lambda node: not provider.is_running(node))
+    assert not provider.is_running(waiting)
+    assert (provider.internal_ip(waiting), provider.node_tags(waiting)[TAG_RAY_USER_NODE_TYPE]) == ("", "v4-16")
+    emulator.cloud.set_capacity("us-central2-b", "v4-16", 0)
+    node = emulator.cloud._nodes[f"projects/podlaunch-emulated/locations/us-central2-b/nodes/{running}"]
+    node.message.state = 11  # PREEMPTED
+    assert provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"}) == [waiting]
+    wait_until(lambda: emulator.cloud.list_nodes("projects/podlaunch-emulated/locations/-")[0] == [])
+    provider.terminate_node(waiting)
+    wait_until(lambda: emulator.cloud.queued.list_page("projects/podlaunch-emulated/locations/-")[0] == [])
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """The emulated service works on threads of its own."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_new_provider_after_a_restart_knows_the_slices_and_their_tags(provider: SliceNodeProvider, emulator: Embedded) -> None:

@@ -1,14 +1,16 @@
 """TpuApi against the emulated service in this process."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from google.api_core.exceptions import ServiceUnavailable
+from google.cloud import tpu_v2
 from google.cloud.tpu_v2 import TpuClient
 
 from cluster.emulator.embedded import Embedded, embedded_emulator
-from cluster.tpu.api import NodeRequest, TpuApi, make_client
+from cluster.tpu.api import ALL_ZONES, NodeRequest, TpuApi, make_client
 from cluster.tpu.catalog import lookup, resolve
 from cluster.tpu.errors import AlreadyExistsError, InvalidRuntimeVersionError, NotFoundError, TransientError
 
@@ -121,6 +123,40 @@ def test_service_that_stays_away_is_given_up_after_the_patience() -> None:
         api.get_node(ZONE, "mine-0")
     assert 10.0 < now <= 20.0
     api.close()
+
+
+class Lister:
+    """A client whose listings lack the zones of `unreachable`."""
+
+    def __init__(self, unreachable: list[str]) -> None:
+        self._unreachable = unreachable
+
+    def list_nodes(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(pages=[tpu_v2.ListNodesResponse(unreachable=self._unreachable)])
+
+    def list_queued_resources(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(pages=[tpu_v2.ListQueuedResourcesResponse(unreachable=self._unreachable)])
+
+
+@pytest.mark.parametrize("method", ["list_nodes", "list_queued_resources"])
+@pytest.mark.parametrize(
+    ("unreachable", "needed", "raises"),
+    [
+        ([], None, False),
+        (["projects/p/locations/us-east5-a"], None, True),
+        (["projects/p/locations/us-east5-a"], ["us-east5-a"], True),
+        (["us-east5-a"], ["us-east5-a"], True),
+        (["projects/p/locations/us-east5-a"], ["us-east5-b"], False),
+        (["something"], ["us-east5-b"], True),
+    ],
+)
+def test_listing_that_lacks_a_needed_zone_raises(method: str, unreachable: list[str], needed: list[str] | None, raises: bool) -> None:
+    api = TpuApi(None, "my-project", client=Lister(unreachable))  # type: ignore[arg-type]  # stands in for the client
+    if not raises:
+        assert getattr(api, method)(ALL_ZONES, needed) == []
+        return
+    with pytest.raises(TransientError, match="the listing lacks"):
+        getattr(api, method)(ALL_ZONES, needed)
 
 
 def wait_done(api: TpuApi, name: str) -> None:

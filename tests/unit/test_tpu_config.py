@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cluster.config import ClusterConfig, TPUConfig
+from cluster.durations import parse_duration, short_duration
 from cluster.errors import ConfigError
 from cluster.tpu.catalog import all_types
 
@@ -26,6 +27,10 @@ CONFIGS = st.builds(
     slices=st.integers(1, 64),
     provisioning=st.sampled_from(["on-demand", "spot"]),
     labels=LABELS,
+    queued_resource=st.booleans(),
+    valid_until=st.from_regex(r"[1-9][0-9]{0,2}[hd]", fullmatch=True),
+    data_disks=st.lists(st.from_regex(r"projects/p/regions/r/disks/[a-z]{1,5}:read-only", fullmatch=True), max_size=2),
+    startup_commands=st.lists(st.sampled_from(["apt-get install -y jq", "echo 'a: b' # \u00fc\n\ttrue", "modprobe x"]), max_size=3),
     idle_minutes=st.none() | st.floats(0.1, 1e6),
     cloud=st.sampled_from(["google", "emulated"]),
 )
@@ -59,6 +64,16 @@ def test_round_trip_through_omegaconf_gives_the_same_config(config: ClusterConfi
         ({"labels": {"team": "A B"}}, "labels.team 'A B'"),
         ({"labels": {"podlaunch-cluster": "x"}}, "are taken"),
         ({"tags": ["-x"]}, "tags '-x'"),
+        ({"valid_until": "soon"}, "valid_until 'soon' is no length of time such as 90s, 30m, 4h"),
+        ({"valid_until": "5s"}, "valid_until '5s': at least 60s"),
+        ({"data_disks": ["scratch"]}, "data_disks 'scratch': a disk looks like"),
+        (
+            {"zones": ["us-east5-a"], "data_disks": ["projects/p/zones/us-east5-b/disks/d:read-only"]},
+            "it is in us-east5-b only, so zones has to be that one zone",
+        ),
+        ({"data_disks": ["projects/p/zones/us-east5-b/disks/d"]}, "several hosts can share a disk only read-only"),
+        ({"startup_commands": [" "]}, "startup_commands: one is empty"),
+        ({"startup_commands": ["x" * 200_000]}, "at most 131072"),
         ({"service_account": "me"}, "service_account 'me'"),
         ({"endpoint": "https://tpu.googleapis.com"}, "without https://"),
         ({"zonse": []}, "did you mean 'zones'?"),
@@ -119,3 +134,29 @@ def test_emulated_cluster_needs_neither_project_nor_zones() -> None:
 def test_usd_per_hour_counts_all_slices_by_provisioning(provisioning: str, usd: float) -> None:
     config = TPUConfig("mine", accelerator_type="v4-16", slices=2, provisioning=provisioning)
     assert config.usd_per_hour == pytest.approx(usd)
+
+
+def test_settings_of_an_earlier_version_still_make_a_config() -> None:
+    config = TPUConfig.from_dict({"name": "mine", "accelerator_type": "v4-16", "provisioning": "spot", "labels": {"a": "b"}})
+    assert (config.queued_resource, config.valid_until_seconds, config.disks) == (True, 4 * 3600.0, [])
+
+
+def test_a_disk_of_one_host_may_be_written() -> None:
+    config = TPUConfig("mine", accelerator_type="v4-8", zones=["us-east5-b"], data_disks=["projects/p/zones/us-east5-b/disks/d"])
+    assert config.disks == [("projects/p/zones/us-east5-b/disks/d", False)]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("30m", 1800.0), ("4h", 14400.0), ("1d", 86400.0), ("1h30m", 5400.0)])
+def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "4", "0h", "-4h", "4 hours", "30m1h", "1.5h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no length of time"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(-1.0, "0 s"), (39.6, "40 s"), (300.0, "5 min"), (9000.0, "2.5 h")])
+def test_short_durations_are_said_in_one_unit(seconds: float, text: str) -> None:
+    assert short_duration(seconds) == text

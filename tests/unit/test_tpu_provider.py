@@ -16,9 +16,12 @@ from cluster.tpu.catalog import lookup
 from cluster.tpu.errors import AlreadyExistsError, DeadlineExceededError, InvalidRequestError, StockoutError
 from cluster.tpu.lifecycle import Life
 from cluster.tpu.provider import OWNER_LABEL, TPUProvider
+from cluster.tpu.requests import node_request
 
 NO_CAPACITY = 'There is no more capacity in the zone "{zone}"; you can try in another zone where Cloud TPU Nodes are offered'
-CONFIG = TPUConfig("mine", project="my-project", zones=["us-central2-b", "us-east5-a"], accelerator_type="v4-16", slices=2)
+CONFIG = TPUConfig(
+    "mine", project="my-project", zones=["us-central2-b", "us-east5-a"], accelerator_type="v4-16", slices=2, queued_resource=False
+)
 
 
 class ScriptedCloud(Cloud):
@@ -139,7 +142,7 @@ def test_start_goes_on_to_the_next_zone_when_one_has_no_capacity(provider: TPUPr
 
 def test_start_without_capacity_anywhere_says_so_and_leaves_nothing(provider: TPUProvider, cloud: ScriptedCloud) -> None:
     cloud.full = frozenset(CONFIG.zones)
-    with pytest.raises(StockoutError, match=r"mine-. in us-east5-a: no capacity"):
+    with pytest.raises(StockoutError, match=r"mine-. in us-.*: no capacity.*stockout in us-east5-a, next try in"):
         start(provider)
     provider.stop(poll=0.01)
     assert provider.list_slices() == []
@@ -176,7 +179,7 @@ def test_delete_slice_is_idempotent_and_finds_the_zone(provider: TPUProvider) ->
 
 def test_request_carries_the_configuration(api: TpuApi) -> None:
     config = dataclasses.replace(CONFIG, provisioning="reserved", reservation="r", labels={"team": "a"}, tags=["t"], runtime_version="rt")
-    request = TPUProvider(config, api).request("mine-0", {"x": "y"}, {"k": "v"})
+    request = node_request(config, "mine-0", TPUProvider(config, api).labels({"x": "y"}), {"k": "v"})
     assert (request.reserved, request.spot, request.runtime_version, request.tags) == (True, False, "rt", ("t",))
     assert request.labels.items() >= {"team": "a", "x": "y", OWNER_LABEL: "mine"}.items()
 

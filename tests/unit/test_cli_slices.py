@@ -1,0 +1,122 @@
+"""`tpu start --dry-run`, `tpu start --bare`, `tpu status` and `tpu stop --orphans` against the emulated service in this process."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from cluster.emulator.embedded import Embedded, embedded_emulator
+from cluster.errors import ConfigError
+from cluster.tpu.api import QueuedRequest, TpuApi
+from cluster.tpu.catalog import lookup
+from cluster.tpu.messages import NodeRequest
+from cluster.tpu.orphans import delete_orphan, find_orphans
+from launcher.cli.main import app
+from launcher.cli.status import keep_showing
+
+ZONE = "us-central2-b"
+SETTINGS = {"name": "mine", "project": "my-project", "zones": [ZONE], "accelerator_type": "v4-16", "slices": 2}
+
+
+@pytest.fixture
+def emulator() -> Iterator[Embedded]:
+    with embedded_emulator() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PODLAUNCH_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+    return tmp_path / "state"
+
+
+def config_file(tmp_path: Path, **more: Any) -> str:
+    path = tmp_path / "tpu.yaml"
+    path.write_text(yaml.safe_dump({**SETTINGS, **more}))
+    return str(path)
+
+
+def tpu(*arguments: str) -> Result:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_dry_run_prints_requests_only_and_needs_no_cloud(tmp_path: Path) -> None:
+    requests = json.loads(tpu("start", "--bare", "--dry-run", "--config", config_file(tmp_path)).stdout)
+    assert [request["path"].rpartition("=")[2] for request in requests] == ["mine-0", "mine-1"]
+    assert requests[0]["body"]["tpu"]["nodeSpec"][0]["node"]["acceleratorType"] == "v4-16"
+    with_ray = json.loads(tpu("start", "--dry-run", "--config", config_file(tmp_path, queued_resource=False)).stdout)
+    assert with_ray[0]["path"].startswith(f"/v2/projects/my-project/locations/{ZONE}/nodes?nodeId=mine-")
+    assert "cluster.vm.host_agent" in with_ray[0]["body"]["metadata"]["startup-script"]
+
+
+def test_bare_slices_are_shown_and_stopped_by_name(tmp_path: Path, emulator: Embedded) -> None:
+    started = tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint))
+    assert "mine-1" in started.stdout
+    (row,) = json.loads(tpu("status", "--json").stdout)
+    assert (row["kind"], row["name"], [one["state"] for one in row["slices"]]) == ("bare", "mine", ["READY", "READY"])
+    assert "slices without Ray mine" in tpu("status").stdout
+    tpu("stop", "mine", "-y")
+    assert json.loads(tpu("status", "--json").stdout) == []
+
+
+def test_slices_of_a_forgotten_cluster_are_orphans_until_they_are_deleted(tmp_path: Path, emulator: Embedded, state: Path) -> None:
+    tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint))
+    (state / "bare" / "mine.json").unlink()
+    # Another cluster in the same project leads the commands there.
+    tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint, name="other", slices=1))
+    api = TpuApi(emulator.endpoint, "my-project")
+    stranger = NodeRequest("far-0", lookup("v4-8"), "tpu-ubuntu2204-base", labels={"podlaunch-cluster": "far", "podlaunch-owner": "f" * 12})
+    api.create_queued_resource(ZONE, QueuedRequest(stranger, 600.0))
+    rows = json.loads(tpu("status", "--json").stdout)
+    assert {one["name"]: one["ours"] for one in rows[-1]["slices"]} == {"mine-0": True, "mine-1": True, "far-0": False}
+    assert "mine-0 (of mine)" in tpu("status").stdout
+    with pytest.raises(ConfigError, match="say -y"):
+        tpu("stop", "--orphans")
+    assert "2 slices are being deleted" in tpu("stop", "--orphans", "-y").stdout
+    living = [node.name for node in api.list_nodes(ZONE) if node.state != "DELETING"]
+    assert sorted(living) == ["far-0", "other-0"]
+    tpu("stop", "--orphans", "--any-owner", "-y")
+    assert [node.name for node in api.list_nodes(ZONE) if node.state != "DELETING"] == ["other-0"]
+    assert tpu("stop", "other", "-y")
+    api.close()
+
+
+def test_an_orphan_that_is_gone_meanwhile_is_no_error(emulator: Embedded) -> None:
+    api = TpuApi(emulator.endpoint, "my-project")
+    node = NodeRequest("mine-0", lookup("v4-8"), "tpu-ubuntu2204-base", labels={"podlaunch-cluster": "mine"})
+    api.create_queued_resource(ZONE, QueuedRequest(node, 600.0))
+    (orphan,) = find_orphans(api, {"other"}, "0123456789ab")
+    assert not orphan.ours
+    assert find_orphans(api, {"mine"}, "0123456789ab") == []
+    assert delete_orphan(api, orphan)
+    while api.list_queued_resources("-"):
+        pass
+    assert not delete_orphan(api, orphan)
+    api.close()
+
+
+def test_watch_shows_until_it_is_interrupted_and_does_not_mix_with_json() -> None:
+    shown: list[str] = []
+
+    def pause() -> None:
+        if len(shown) == 6:
+            raise KeyboardInterrupt
+
+    keep_showing(lambda: shown.append("rows"), pause, lambda: shown.append("clear"))
+    assert shown == ["clear", "rows"] * 3
+    with pytest.raises(ConfigError, match="do not go together"):
+        tpu("status", "--json", "--watch")
+
+
+def test_quota_used_up_is_told_and_nothing_is_remembered(tmp_path: Path, emulator: Embedded) -> None:
+    emulator.cloud.set_quota("us-central2", "v4", 0)
+    with pytest.raises(Exception, match="quota used up"):
+        tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint))
+    assert json.loads(tpu("status", "--json").stdout) == []
