@@ -36,7 +36,7 @@ def host_settings(config: ClusterConfig, head_address: str, token_file: Path) ->
 def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str) -> dict[str, Any]:
     """Every legacy key stands here although empty: autoscaler v2 dies without them and takes the head with it."""
     kind = config.accelerator
-    most = config.max_slices or config.slices
+    most = config.effective_max_slices
     idle = config.idle_minutes if config.idle_minutes is not None else NEVER_IDLE_MINUTES
     return {
         "cluster_name": config.name,
