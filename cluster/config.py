@@ -25,6 +25,7 @@ EMULATED_PROJECT = "podlaunch-emulated"
 EMULATED_ZONE = "us-central2-b"
 PROJECT_VARIABLE = "GOOGLE_CLOUD_PROJECT"
 ZONES_VARIABLE = "PODLAUNCH_ZONES"
+BUCKET_VARIABLE = "PODLAUNCH_BUCKET"
 
 # Google's rules for names of resources, projects, labels and network tags (https://cloud.google.com/compute/docs/naming-resources,
 # https://cloud.google.com/compute/docs/labeling-resources); the cluster's name is shorter since node ids append to it.
@@ -36,6 +37,8 @@ _LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
 _TAG = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _ENDPOINT = re.compile(r"[^\s:/]+:[0-9]{1,5}")
+_URL = re.compile(r"https?://[^\s/]+")
+_BUCKET = re.compile(r"[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]")
 _DISK = re.compile(r"projects/[^/]+/(zones|regions)/([^/]+)/disks/[^/:]+(:read-only)?")
 _MAX_LABELS = 57
 """Google allows 64 a resource; the rest is for ours."""
@@ -275,12 +278,22 @@ class ClusterConfig(TPUConfig):
     """What one slice costs an hour; None: the catalogue's estimate."""
     default_variant: str = "gemma3-1b"
     """The model that a run on this cluster trains unless it says otherwise."""
+    bucket: str | None = None
+    """The Cloud Storage bucket, without gs://, that holds what VMs install; None: $PODLAUNCH_BUCKET."""
+    secrets_endpoint: str | None = None
+    """host:port of a plaintext gRPC Secret Manager API; None: Google's own."""
+    compute_endpoint: str | None = None
+    """URL of a Compute Engine API over REST, such as http://127.0.0.1:8000; None: Google's own."""
+    storage_endpoint: str | None = None
+    """URL of a Cloud Storage API, such as http://127.0.0.1:8001; None: Google's own."""
 
     _where = "cluster."
 
     def with_environment(self, env: Mapping[str, str]) -> Self:
         """As for TPUConfig. An emulated cluster takes nothing from it: it must be found again from a shell with other variables."""
-        return self if self.cloud == "emulated" else super().with_environment(env)
+        if self.cloud == "emulated":
+            return self
+        return dataclasses.replace(super().with_environment(env), bucket=self.bucket or env.get(BUCKET_VARIABLE) or None)
 
     @property
     def chips(self) -> int:
@@ -317,5 +330,14 @@ class ClusterConfig(TPUConfig):
             yield f"{at}min_slices {self.min_slices}: must be at least 0"
         if self.effective_max_slices < max(self.slices, self.min_slices):
             yield f"{at}max_slices {self.max_slices}: must be at least slices ({self.slices}) and min_slices ({self.min_slices})"
+        checks = [
+            ("bucket", self.bucket, _BUCKET, "a bucket's name without gs://: lower-case letters, digits, '-', '_' and '.'"),
+            ("secrets_endpoint", self.secrets_endpoint, _ENDPOINT, "host:port, without https://"),
+            ("compute_endpoint", self.compute_endpoint, _URL, "a URL such as http://host:port"),
+            ("storage_endpoint", self.storage_endpoint, _URL, "a URL such as http://host:port"),
+        ]
+        for name, value, pattern, rule in checks:
+            if value is not None and not pattern.fullmatch(value):
+                yield f"{at}{name} {value!r}: {rule}"
         if self.idle_minutes is not None and not self.idle_minutes > 0:
             yield f"{at}idle_minutes {self.idle_minutes}: must be above 0, or null for never"
