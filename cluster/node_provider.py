@@ -144,8 +144,16 @@ class SliceNodeProvider(NodeProvider):
             self._slices.delete_slice(node_id)
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
+        """Tries all of them. Raises TPUError when one could not be asked for, and Ray asks for all again."""
+        errors = []
         for node_id in node_ids:
-            self.terminate_node(node_id)
+            try:
+                self.terminate_node(node_id)
+            except TPUError as error:
+                logger.warning("%s", error)
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _get(self, node_id: str) -> ClusterSlice:
         with self._lock:

@@ -135,6 +135,10 @@ class DeadlineExceededError(TPUError):
     next_step = "look at its state before trying again: it may have happened"
 
 
+PASSING = (TransientError, DeadlineExceededError, RateLimitedError)
+"""What may pass by itself: whoever has time asks again."""
+
+
 class UnknownError(TPUError):
     summary = "unexpected answer"
     next_step = "look at the resource's state, then try again or report it with these words"
