@@ -46,11 +46,12 @@ STANDING = frozenset({Life.PENDING, Life.READY, Life.INTERRUPTED})
 class SliceNodeProvider(NodeProvider):
     """See Ray's `NodeProvider` for the interface."""
 
-    def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
+    def __init__(self, provider_config: dict[str, Any], cluster_name: str, slices: TPUProvider | None = None) -> None:
+        """`slices`: who makes them, instead of one with a connection of its own; Ray gives the other two."""
         super().__init__(provider_config, cluster_name)
         set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
         config = build(ClusterConfig, provider_config["cluster"])
-        self._slices = TPUProvider.connect(config, patience=PATIENCE_S)
+        self._slices = slices if slices is not None else TPUProvider.connect(config, patience=PATIENCE_S)
         self._metadata = {
             "startup-script": startup_script(provider_config["bundle"]),
             HOST_ATTRIBUTE: provider_config["host_settings"],
