@@ -10,7 +10,7 @@ which decides where the next slice is asked for.
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -228,7 +228,7 @@ class TPUProvider:
         except BaseException:  # an interrupt as well: whatever ends the wait must not leave slices that bill
             bringup.undo()
             raise
-        return self.get_status()
+        return self._status(bringup.slices)  # not one more look, which could fail and leave slices that nobody has been told of
 
     def stop(self, *, timeout: float = 600.0, poll: float = 1.0) -> int:
         """Delete all slices of the cluster and wait until they are gone. Returns how many there were.
@@ -245,7 +245,7 @@ class TPUProvider:
 
     def get_status(self) -> TPUStatus:
         """What is there now. Raises TPUError."""
-        return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in self.list_slices()), self.config.slices)
+        return self._status(self.list_slices())
 
     def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         """The labels of a slice: the user's, `labels`, and those by which we know it."""
@@ -272,6 +272,9 @@ class TPUProvider:
         if item.labels.get(TYPE_LABEL) != ours[TYPE_LABEL] and item.life is not Life.DELETING:
             words = f"it exists as {item.accelerator_type}, not {self.config.accelerator.name}"
             raise AlreadyExistsError(words, resource=item.name, zone=item.zone, next_step="stop the cluster first, or choose another name")
+
+    def _status(self, slices: Iterable[ClusterSlice]) -> TPUStatus:
+        return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in slices), self.config.slices)
 
     def _create(self, name: str, labels: Mapping[str, str], metadata: Mapping[str, str], zone: str | None) -> CreatedSlice:
         for candidate in [zone] if zone is not None else self.policy.open(self.kind, self._answering(self._sight.hidden)):

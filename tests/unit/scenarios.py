@@ -30,6 +30,7 @@ _METHODS = (
     "*", "Create*", "CreateNode", "CreateQueuedResource", "List*", "ListNodes", "ListQueuedResources", "Delete*", "DeleteNode",
     "DeleteQueuedResource", "Get*", "GetOperation",
 )  # fmt: skip
+_WORK = ("*", "Create*", "CreateNode", "CreateQueuedResource", "Delete*", "Delete*", "DeleteNode", "DeleteQueuedResource")
 _STATES = ("STOPPED", "STOPPING", "TERMINATED", "REPAIRING", "RESTARTING", "HIDDEN", "UNKNOWN", "PREEMPTED", "READY")
 _DEAD = frozenset({"DELETING", "FAILED", "SUSPENDED", "SUSPENDING", "PREEMPTED", "TERMINATED", "STOPPED", "STOPPING"})
 Event = tuple[Any, ...]
@@ -147,6 +148,7 @@ def _event(rng: random.Random, zones: list[str]) -> Event:
         lambda: ("state", pick, rng.choice(_STATES)),
         lambda: (rng.choice(["kill", "boot", "hang", "wake"]), pick, rng.randrange(2)),
         lambda: ("delete", pick),
+        lambda: ("twin", zone, pick),
     ]
     return rng.choice(choices)()
 
@@ -159,7 +161,7 @@ def _fault(rng: random.Random, zones: list[str]) -> dict[str, Any]:
     elif how == "boot":
         values |= {"effect": rng.choice(["latency", "hang"]), "method": "BootHost", "seconds": 40.0}
     else:
-        values |= {"effect": how, "method": rng.choice(_METHODS)}
+        values |= {"effect": how, "method": rng.choice(_WORK if how in ("operation-error", "hang") else _METHODS)}
     if how in ("error", "operation-error"):
         values["code"] = rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16])
     if how == "latency":
@@ -180,6 +182,7 @@ class Player:
     world: World
     problems: list[str] = field(default_factory=list)
     requests: int = 0
+    twins: set[str] = field(default_factory=set)
 
     def play(self) -> None:
         for act in self.scenario.acts:
@@ -202,7 +205,7 @@ class Player:
         self._check({(item.zone, item.name) for item in status.slices}, wanted)
 
     def _finish_stop(self) -> None:
-        self._provider(self._channel(None)).stop(timeout=4000.0, poll=15.0)
+        self._provider(self._channel(None)).stop(poll=15.0)
         self._check(set(), set())
 
     def _finish_ray(self) -> None:
@@ -288,10 +291,18 @@ class Player:
                 cloud.set_quota(place, "v4", amount, spot=spot)
             case ("reachable", zone, reachable):
                 cloud.set_reachable(zone, reachable)
+            case ("twin", zone, pick):
+                self._ask_too(zone, f"mine-{pick % self.scenario.config.slices}")
             case (act, pick, *arguments):
                 nodes = sorted(cloud._nodes)
                 if nodes:
                     self._befall(act, nodes[pick % len(nodes)], arguments)
+
+    def _ask_too(self, zone: str, name: str) -> None:
+        """Another process of ours, started at the same time on another machine, asks for the same slice in some zone."""
+        self.twins.add(name)
+        with contextlib.suppress(TPUError):
+            self._provider(self.world.channel(), patience=0.0).create_slice(name, zone=zone)
 
     def _befall(self, act: str, path: str, arguments: list[Any]) -> None:
         cloud = self.world.cloud
@@ -323,26 +334,15 @@ class Player:
         self.world.clock.advance(1000.0)  # what was announced has happened
 
     def _channel(self, end: End | None) -> Channel:
-        channel = self.world.channel()
-        dead = False
-
-        def before(method: str, request: Any) -> None:
-            nonlocal dead
-            if dead:
-                raise Crash
-            if end is not None and not end.answered and channel.calls.total() == end.call:
-                dead = end.error is Crash
-                raise end.error
+        channel = ended_channel(self.world, *([end] if end is not None else []))
+        ending = channel.after
 
         def after(method: str, request: Any) -> None:
-            nonlocal dead
             if method.startswith("Create"):
                 self._check_once()
-            if end is not None and end.answered and channel.calls.total() == end.call:
-                dead = end.error is Crash
-                raise end.error
+            ending(method, request)
 
-        channel.before, channel.after = before, after
+        channel.after = after
         return channel
 
     def _check_once(self) -> None:
@@ -352,7 +352,7 @@ class Player:
         for zone, name in {*self.world.nodes(), *self.world.queued()} - dead:
             alive.setdefault(name, set()).add(zone)
         for name, zones in alive.items():
-            if len(zones) > 1:
+            if len(zones) > 1 and name not in self.twins:
                 self.problems.append(f"{name} is alive in {sorted(zones)} at {self.world.clock.now():.0f}")
 
     def _provider(self, channel: Channel, patience: float = 60.0) -> TPUProvider:
@@ -362,6 +362,25 @@ class Player:
         config = self.scenario.config
         file = autoscaler_config(config, host_settings(config, "127.0.0.9:1", Path("/token")), "bundle-hash")
         return SliceNodeProvider(file["provider"], config.name, self._provider(channel, PATIENCE_S))
+
+
+def ended_channel(emulated: World, *ends: End) -> Channel:
+    """The way to the API of a process that ends so. After a Crash nothing of it gets through any more."""
+    channel = emulated.channel()
+    dead = False
+
+    def end(*, answered: bool) -> None:
+        nonlocal dead
+        if dead:
+            raise Crash
+        for one in ends:
+            if (one.call, one.answered) == (channel.calls.total(), answered):
+                dead = one.error is Crash
+                raise one.error
+
+    channel.before = lambda method, request: end(answered=False)
+    channel.after = lambda method, request: end(answered=True)
+    return channel
 
 
 def play(scenario: Scenario) -> list[str]:
