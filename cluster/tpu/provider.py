@@ -21,14 +21,11 @@ from cluster.tpu.api import TpuApi
 from cluster.tpu.bringup import Bringup
 from cluster.tpu.creations import Creations
 from cluster.tpu.errors import (
+    REFUSALS,
     AlreadyExistsError,
     DeadlineExceededError,
     NotFoundError,
-    NotInZoneError,
-    QuotaError,
     RateLimitedError,
-    ReservationError,
-    StockoutError,
     TPUError,
     TransientError,
 )
@@ -48,12 +45,10 @@ from cluster.tpu.status import SliceStatus, TPUStatus, slice_status
 from cluster.tpu.teardown import Teardown
 from cluster.tpu.zones import TokenBucket, ZonePolicy
 
-__all__ = ["OWNER_LABEL", "REFUSALS", "CreatedSlice", "SliceStatus", "TPUProvider", "TPUStatus"]
+__all__ = ["OWNER_LABEL", "CreatedSlice", "SliceStatus", "TPUProvider", "TPUStatus"]
 log = logging.getLogger(__name__)
 S = TypeVar("S")
 R = TypeVar("R")
-REFUSALS = (StockoutError, QuotaError, ReservationError, NotInZoneError)
-"""What says for certain that a zone makes no slice now; after any other error the slice may be there, so no other zone is asked at once."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +324,9 @@ class TPUProvider:
         return [zone for zone in self.zones if zone not in hidden]
 
     def _waits_in_vain(self, item: ClusterSlice, hidden: Collection[str]) -> bool:
-        """Whether it waits for capacity in one zone although another one, where we have not waited yet, can be asked."""
+        """Whether it waits for capacity in one zone although there may be some in another one. It is asked for there when it is gone here:
+        there are never two of one slice.
+        """
         if not item.waits_for_capacity or self._clock() - item.created <= self.config.zone_patience_seconds:
             return False
         if not self.policy.better_than(self.kind, item.zone, self._answering(hidden)):
