@@ -74,6 +74,8 @@ class Lives:
             for host in node.hosts:
                 if host.held and host.boots_at is not None:
                     self.clock.after(max(0.0, host.boots_at - self.clock.now()), functools.partial(self._boot, node, host))
+            if node.message.state in (DELETING, STOPPING) and self._operations.hangs(node.operation):
+                continue
             if node.message.state in work:
                 self.clock.after(0.0, functools.partial(work[node.message.state], node))
             elif node.message.state not in (STOPPED, PREEMPTED, REPAIRING):
