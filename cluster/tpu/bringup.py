@@ -51,7 +51,7 @@ class Bringup:
         except PASSING as error:
             if self._before is None:
                 raise
-            log.warning("looking again later: %s", error)
+            self._progress(f"looking again: {error}")
             return False
         found = [item for item in self.slices if item.name in self._seen]
         if self._before is None:

@@ -219,13 +219,18 @@ def test_a_slice_asked_for_in_a_zone_that_fell_silent_is_not_asked_for_elsewhere
 def test_a_start_goes_on_when_the_service_stumbles_for_longer_than_our_patience(emulated: World) -> None:
     emulated.clock.after(15.0, functools.partial(fault, emulated, Fault(Effect.DROP, "List*")))
     emulated.clock.after(10 * MINUTE, emulated.cloud.faults.clear)
-    assert emulated.provider(CONFIG).start(poll=5.0).ready
+    said: list[str] = []
+    assert emulated.provider(CONFIG).start(poll=5.0, progress=said.append).ready
+    assert any(line.startswith("looking again: ") for line in said)
 
 
-def test_a_start_that_finds_no_service_says_so_at_once(emulated: World) -> None:
+@pytest.mark.parametrize("verb", ["start", "stop"])
+def test_whoever_finds_no_service_says_so_at_once(emulated: World, verb: str) -> None:
     emulated.cloud.faults.add(PRESETS["unavailable"])
+    begun = emulated.clock.now()
     with pytest.raises(TransientError):
-        emulated.provider(CONFIG).start(poll=5.0)
+        getattr(emulated.provider(CONFIG), verb)(poll=5.0)
+    assert emulated.clock.now() - begun <= MINUTE
 
 
 # ---- listings of several pages
@@ -305,6 +310,14 @@ def test_a_deletion_that_never_ends_is_asked_for_again(emulated: World, config: 
     emulated.provider(config).start(poll=5.0)
     emulated.cloud.faults.add(Fault(Effect.HANG, "Delete*", count=1))
     emulated.provider(config).stop(poll=5.0)
+    assert (emulated.nodes(), emulated.queued()) == ({}, {})
+
+
+def test_a_stop_goes_on_when_the_service_stumbles_for_longer_than_our_patience(emulated: World) -> None:
+    emulated.provider(CONFIG).start(poll=5.0)
+    emulated.clock.after(4.0, functools.partial(fault, emulated, Fault(Effect.DROP, "List*")))
+    emulated.clock.after(5 * MINUTE, emulated.cloud.faults.clear)
+    assert emulated.provider(CONFIG).stop(poll=5.0) == 1
     assert (emulated.nodes(), emulated.queued()) == ({}, {})
 
 
