@@ -14,7 +14,7 @@ from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_R
 
 from cluster.autoscaler import autoscaler_config, host_settings
 from cluster.config import ClusterConfig
-from cluster.emulator.faults import PRESETS, Fault
+from cluster.emulator.faults import PRESETS, Effect, Fault
 from cluster.emulator.model import Refusal
 from cluster.emulator.profile import Profile
 from cluster.node_names import slice_id
@@ -149,6 +149,7 @@ def _event(rng: random.Random, zones: list[str]) -> Event:
         lambda: (rng.choice(["kill", "boot", "hang", "wake"]), pick, rng.randrange(2)),
         lambda: ("delete", pick),
         lambda: ("twin", zone, pick),
+        lambda: ("lost", zone),
     ]
     return rng.choice(choices)()
 
@@ -291,6 +292,9 @@ class Player:
                 cloud.set_quota(place, "v4", amount, spot=spot)
             case ("reachable", zone, reachable):
                 cloud.set_reachable(zone, reachable)
+            case ("lost", zone):  # the answer to a creation, and what would tell that it took effect
+                cloud.faults.add(Fault(Effect.DROP_ANSWER, "Create*", zone, count=1))
+                cloud.faults.add(Fault(Effect.DROP, "Get*", zone))
             case ("twin", zone, pick):
                 self._ask_too(zone, f"mine-{pick % self.scenario.config.slices}")
             case (act, pick, *arguments):

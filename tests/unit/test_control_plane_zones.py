@@ -278,6 +278,17 @@ def test_a_zone_that_falls_silent_between_two_pages_counts_as_silent_on_both(emu
     assert {item.name for item in provider.sweep()} == whole
 
 
+@pytest.mark.parametrize("seconds", [1, 3, 12, 15, 40, 60, 70, 75, 80])
+def test_what_changes_between_the_two_listings_is_not_taken_for_lost(emulated: World, seconds: int) -> None:
+    channel = emulated.channel()
+    provider = emulated.provider(CONFIG, channel)
+    provider.create_slice("mine-0")
+    emulated.clock.advance(5.0)
+    channel.after = lambda method, request: emulated.clock.advance(seconds if method.startswith("List") else 0)
+    for _ in range(3):
+        assert Life.LOST not in [item.life for item in provider.sweep()]
+
+
 # ---- a stop that meets resistance
 
 
