@@ -29,11 +29,11 @@ for key in instance/name instance/zone instance/network-interfaces/0/ip instance
 done > "$HOME/answers"
 curl -s -o /dev/null -w '%{http_code}' "$root/instance/name" > "$HOME/unflavoured"
 "$PODLAUNCH_HOME/bin/python" - > "$HOME/token" <<'END'
-import google.auth
-import google.auth.transport.requests
-credentials, project = google.auth.default()
-credentials.refresh(google.auth.transport.requests.Request())
-print(project, credentials.token, credentials.service_account_email)
+from google.auth import compute_engine
+from google.auth.transport.requests import Request
+credentials = compute_engine.Credentials()
+credentials.refresh(Request())
+print(credentials.token, credentials.service_account_email)
 END
 env > "$HOME/environment"
 cat "$PODLAUNCH_HOME/bundle.sha256" > "$HOME/bundle"
@@ -127,8 +127,9 @@ def test_startup_script_runs_and_knows_where_it_is_and_delete_leaves_no_process(
     name, zone, ip, colour, project = (home / "answers").read_text().split()
     assert (name, zone.split("/")[2:], ip, colour, project) == ("head", ["zones", ZONE], found.ip, "green", "my-project")
     assert (home / "unflavoured").read_text() == "403"
-    project, token, account = (home / "token").read_text().split()
-    assert (project, token.startswith("emulated-"), account.endswith(".gserviceaccount.com")) == ("my-project", True, True)
+    assert (home / "token").read_text(), (disk() / "serial.log").read_text()
+    token, account = (home / "token").read_text().split()
+    assert (token.startswith("emulated-"), account.endswith("-compute@developer.gserviceaccount.com")) == (True, True)
     assert (home / "bundle").read_text() == "cafe"
     env = dict(line.split("=", 1) for line in (home / "environment").read_text().splitlines())
     assert (env["PODLAUNCH_STATE_DIR"], env["JAX_PLATFORMS"]) == (str(state), "cpu")
