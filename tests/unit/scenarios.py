@@ -14,7 +14,7 @@ from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_R
 
 from cluster.autoscaler import autoscaler_config, host_settings
 from cluster.config import ClusterConfig
-from cluster.emulator.faults import PRESETS, Effect, Fault
+from cluster.emulator.faults import TPU_PRESETS, Effect, Fault
 from cluster.emulator.model import Refusal
 from cluster.emulator.profile import Profile
 from cluster.node_names import slice_id
@@ -158,7 +158,7 @@ def _fault(rng: random.Random, zones: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {"zone": rng.choice(["*", rng.choice(zones)])}
     how = rng.choice(["preset", "preset", "error", "error", "operation-error", "latency", "drop", "drop-answer", "hang", "boot"])
     if how == "preset":
-        values["preset"] = rng.choice(sorted(PRESETS))
+        values["preset"] = rng.choice(sorted(TPU_PRESETS))
     elif how == "boot":
         values |= {"effect": rng.choice(["latency", "hang"]), "method": "BootHost", "seconds": 40.0}
     else:
@@ -293,8 +293,8 @@ class Player:
             case ("reachable", zone, reachable):
                 cloud.set_reachable(zone, reachable)
             case ("lost", zone):  # the answer to a creation, and what would tell that it took effect
-                cloud.faults.add(Fault(Effect.DROP_ANSWER, "Create*", zone, count=1))
-                cloud.faults.add(Fault(Effect.DROP, "Get*", zone))
+                cloud.faults.add(Fault(Effect.DROP_ANSWER, "Create*", zone=zone, count=1))
+                cloud.faults.add(Fault(Effect.DROP, "Get*", zone=zone))
             case ("twin", zone, pick):
                 self._ask_too(zone, f"mine-{pick % self.scenario.config.slices}")
             case (act, pick, *arguments):
