@@ -293,16 +293,16 @@ class ClusterConfig(TPUConfig):
     head: str | None = None
     """Where Ray's head runs: `vm`, a Compute Engine VM of its own, or `here`, this machine. None: vm on google, here on emulated."""
     head_machine_type: str = "e2-standard-4"
-    """The head VM's machine type, always on-demand. Ray's head takes 1.2 GB, every run's supervisor and keeper 0.1 to 0.2 GB, and Ray starts
-    to kill processes when 95 % of the memory is taken: the 16 GB of an e2-standard-4 carry tens of runs, the 8 GB of an e2-standard-2 few.
+    """The head VM's machine type, always on-demand. Ray's head takes 1.2 GB, every run's supervisor 0.1 GB and more, and Ray kills
+    processes when 95 % of the memory is taken: the 16 GB of an e2-standard-4 carry tens of runs, the 8 GB of an e2-standard-2 few.
     """
     head_zone: str | None = None
     """Where the head VM is; None: the first of `zones`."""
     head_external_ip: bool = False
     """Whether the head VM is given an address on the internet. Nothing of ours needs one where the network has Cloud NAT."""
     head_access: str | None = None
-    """How commands reach a head VM: `tunnel`, by `gcloud compute ssh` through IAP, or `direct`, from within the VPC. None: tunnel on google,
-    direct on emulated.
+    """How commands reach a head VM: `tunnel`, by `gcloud compute ssh` through IAP, or `direct`, from within the VPC. None: tunnel on
+    google, direct on emulated.
     """
     autostop: str | None = None
     """The cluster deletes itself, slices first, when no run was going on for so long, such as 2h; None: never."""

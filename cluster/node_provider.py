@@ -50,7 +50,7 @@ class SliceNodeProvider(NodeProvider):
         super().__init__(provider_config, cluster_name)
         set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
         config = build(ClusterConfig, provider_config["cluster"])
-        self._slices = TPUProvider.connect(config, patience=PATIENCE_S)
+        self._slices = TPUProvider.connect(config, patience=PATIENCE_S, owner=provider_config["owner"])
         self._metadata = {
             "startup-script": startup_script(provider_config["bundle"]),
             HOST_ATTRIBUTE: provider_config["host_settings"],

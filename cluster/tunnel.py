@@ -133,9 +133,7 @@ class Tunnel:
             self._end(self._known()[1])
             self._record.unlink(missing_ok=True)
 
-    def _wait(
-        self, port: int, process: ProcessRecord, deadline: float, clock: Callable[[], float], sleep: Callable[[float], None]
-    ) -> None:
+    def _wait(self, port: int, process: ProcessRecord, deadline: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
         while not accepts(port):
             processes.reap(process)
             if not process.alive():

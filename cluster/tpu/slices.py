@@ -15,6 +15,9 @@ CREATOR_LABEL = "podlaunch-owner"
 VERSION_LABEL = "podlaunch-version"
 TYPE_LABEL = "podlaunch-type"
 RUN_LABEL = "podlaunch-run"
+ROLE_LABEL = "podlaunch-role"
+"""What a resource other than a slice is to its cluster."""
+HEAD_ROLE, SECRET_ROLE = "head", "secret"
 _QUEUE_GRACE_S = 600.0
 _PROVISIONING_LIMIT_S = 7200.0
 """From the grant to READY for a queued resource, as marin-community/marin has it."""

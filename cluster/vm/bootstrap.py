@@ -15,10 +15,10 @@ if [ "$$present" != "$$wanted" ]; then
   echo "podlaunch: this image holds the bundle '$$present', the cluster wants '$$wanted'" >&2
   exit 1
 fi
-exec "$$home/bin/python" -m cluster.vm.host_agent
+exec "$$home/bin/python" -m $agent
 """)
 
 
-def startup_script(bundle: str) -> str:
-    """The script that makes a VM whose image holds `bundle` a host of its cluster."""
-    return _SCRIPT.substitute(bundle=bundle)
+def startup_script(bundle: str, *, agent: str = "cluster.vm.host_agent") -> str:
+    """The script that makes a VM whose image holds `bundle` run `agent`."""
+    return _SCRIPT.substitute(bundle=bundle, agent=agent)

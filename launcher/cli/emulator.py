@@ -39,7 +39,7 @@ def stop(
     ] = False,
 ) -> None:
     """End it, with all of its nodes and hosts."""
-    users = [cluster.name for cluster in clusters.list_clusters()]
+    users = [cluster.name for cluster in clusters.list_unended() if cluster.config.cloud == "emulated"]
     if users and not keep_nodes:
         confirm(f"Clusters {', '.join(users)} have their slices there. End them with it?", yes)
     done = local.stop_emulator(delete_nodes=not keep_nodes)

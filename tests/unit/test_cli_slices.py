@@ -52,8 +52,14 @@ def test_dry_run_prints_requests_only_and_needs_no_cloud(tmp_path: Path) -> None
     assert [request["path"].rpartition("=")[2] for request in requests] == ["mine-0", "mine-1"]
     assert requests[0]["body"]["tpu"]["nodeSpec"][0]["node"]["acceleratorType"] == "v4-16"
     with_ray = json.loads(tpu("start", "--dry-run", "--config", config_file(tmp_path, queued_resource=False)).stdout)
-    assert with_ray[0]["path"].startswith(f"/v2/projects/my-project/locations/{ZONE}/nodes?nodeId=mine-")
-    assert "cluster.vm.host_agent" in with_ray[0]["body"]["metadata"]["startup-script"]
+    *head, slice_0, _ = with_ray
+    assert slice_0["path"].startswith(f"/v2/projects/my-project/locations/{ZONE}/nodes?nodeId=mine-")
+    assert "cluster.vm.host_agent" in slice_0["body"]["metadata"]["startup-script"]
+    secret, version, vm = head
+    assert secret["path"] == "/v1/projects/my-project/secrets?secretId=podlaunch-mine-token"
+    assert version["body"] == {"payload": {"data": "<redacted>"}}
+    assert (vm["path"], vm["body"]["name"]) == (f"/compute/v1/projects/my-project/zones/{ZONE}/instances", "podlaunch-mine-head")
+    assert "accessConfigs" not in vm["body"]["networkInterfaces"][0], "no address on the internet unless it is asked for"
 
 
 def test_bare_slices_are_shown_and_stopped_by_name(tmp_path: Path, emulator: Embedded) -> None:
