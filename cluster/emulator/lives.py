@@ -35,6 +35,7 @@ from cluster.emulator.model import HostRecord, NodeRecord, Refusal
 from cluster.emulator.operations import Operations
 from cluster.emulator.profile import INSTANT, Profile
 from cluster.emulator.queued import QueuedResources
+from cluster.emulator.secrets import Secrets
 from cluster.emulator.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Lives:
         self._limits = Limits(store)
         self.faults = Faults()
         self._operations = Operations(store, clock, self.faults)
+        self.secrets = Secrets(store, clock, self._lock)
         self.queued = QueuedResources(self, self._operations, store, clock, profile, self._lock)
 
     def resume(self) -> None:

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from cluster.emulator.model import NodeRecord, tpu_env
+from cluster.emulator.model import NodeRecord, project_number, tpu_env
 
 PREFIX = "/computeMetadata/v1/"
 
@@ -33,12 +33,12 @@ def entries(node: NodeRecord, worker: int) -> dict[str, str]:
         **{f"instance/attributes/{key}": value for key, value in attributes.items()},
         "instance/name": f"t1v-n-{node.uid[:8]}-w-{worker}",
         "instance/hostname": f"t1v-n-{node.uid[:8]}-w-{worker}.{node.zone}.c.{node.project}.internal",
-        "instance/zone": f"projects/{_project_number(node.project)}/zones/{node.zone}",
+        "instance/zone": f"projects/{project_number(node.project)}/zones/{node.zone}",
         "instance/preempted": "FALSE",
         "instance/maintenance-event": "NONE",
         "instance/network-interfaces/0/ip": node.hosts[worker].ip,
         "project/project-id": node.project,
-        "project/numeric-project-id": _project_number(node.project),
+        "project/numeric-project-id": project_number(node.project),
         **node.notices,
     }
 
@@ -160,8 +160,3 @@ def _tree(values: Mapping[str, str]) -> dict[str, Any]:
 
 def _etag(found: tuple[str, str] | None) -> str:
     return hashlib.sha256(found[0].encode()).hexdigest()[:16] if found is not None else "0"
-
-
-def _project_number(project: str) -> str:
-    """A stable number for a project id, as zones are named by number in metadata."""
-    return str(100_000_000_000 + sum(ord(letter) * 131**index for index, letter in enumerate(project)) % 900_000_000_000)

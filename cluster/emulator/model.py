@@ -100,6 +100,11 @@ class QueuedRecord:
         return self.path.split("/")[3]
 
 
+def project_number(project: str) -> str:
+    """A stable number for a project id, by which some answers name a project."""
+    return str(100_000_000_000 + sum(ord(letter) * 131**index for index, letter in enumerate(project)) % 900_000_000_000)
+
+
 def tpu_env(node: NodeRecord, worker: int) -> str:
     """The metadata attribute `tpu-env`: lines `KEY: 'value'`, as they were seen on TPU VMs."""
     chips, hosts = bounds(node.kind)

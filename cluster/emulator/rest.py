@@ -1,6 +1,7 @@
 """The same methods over REST: paths, JSON and error bodies as the client's REST transport and gcloud know them.
 
-The templates are those of the client's own REST transport (google-cloud-tpu); /v1 is what gcloud asks for accelerator types.
+The templates are those of the clients' own REST transports (google-cloud-tpu, google-cloud-secret-manager); /v1 is what gcloud asks for
+accelerator types.
 """
 
 import json
@@ -35,6 +36,7 @@ _HTTP = {
     16: (401, "UNAUTHENTICATED"),
 }
 _ZONE = "projects/*/locations/*"
+_SECRET = "projects/*/secrets/*"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,14 @@ def _routes() -> list[_Route]:
         _route("GET", "name", f"{_ZONE}/operations/*", "", "GetOperation"),
         _route("DELETE", "name", f"{_ZONE}/operations/*", "", "DeleteOperation"),
         _route("POST", "name", f"{_ZONE}/operations/*", ":cancel", "CancelOperation"),
+        _route("POST", "parent", "projects/*", "/secrets", "CreateSecret", "secret", version="v1"),
+        _route("GET", "parent", "projects/*", "/secrets", "ListSecrets", version="v1"),
+        _route("GET", "name", _SECRET, "", "GetSecret", version="v1"),
+        _route("DELETE", "name", _SECRET, "", "DeleteSecret", version="v1"),
+        _route("POST", "parent", _SECRET, ":addVersion", "AddSecretVersion", "*", version="v1"),
+        _route("GET", "name", f"{_SECRET}/versions/*", "", "GetSecretVersion", version="v1"),
+        _route("GET", "name", f"{_SECRET}/versions/*", ":access", "AccessSecretVersion", version="v1"),
+        _route("POST", "name", f"{_SECRET}/versions/*", ":destroy", "DestroySecretVersion", "*", version="v1"),
     ]
 
 

@@ -19,6 +19,10 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS nodes (path TEXT PRIMARY KEY, message BLOB NOT NULL, behind TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS operations (name TEXT PRIMARY KEY, message BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS queued (path TEXT PRIMARY KEY, message BLOB NOT NULL, operation TEXT NOT NULL, entered REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS secrets (path TEXT PRIMARY KEY, message BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS secret_versions (
+    path TEXT NOT NULL, number INTEGER NOT NULL, message BLOB NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (path, number)
+);
 CREATE TABLE IF NOT EXISTS requests (id TEXT PRIMARY KEY, operation TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -32,6 +36,7 @@ class Store:
         # A write is safe from the end of the process, which is what has to be survived; only the machine's could lose the last ones.
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA secure_delete=ON")  # a secret that is deleted or destroyed is not left in free pages
         self._db.executescript(_SCHEMA)
         self._depth = 0
 
@@ -108,6 +113,49 @@ class Store:
 
         rows = self._db.execute("SELECT message FROM operations ORDER BY rowid")
         return [operations_pb2.Operation.FromString(message) for (message,) in rows]
+
+    def put_secret(self, secret: Any) -> None:
+        self._db.execute("REPLACE INTO secrets VALUES (?, ?)", (secret.name, secret.SerializeToString()))
+
+    def secret(self, path: str) -> Any | None:
+        """Raw google.cloud.secretmanager.v1.Secret."""
+        from google.cloud import secretmanager_v1
+
+        row = self._db.execute("SELECT message FROM secrets WHERE path = ?", (path,)).fetchone()
+        return secretmanager_v1.Secret.pb().FromString(row[0]) if row is not None else None
+
+    def secrets(self) -> list[Any]:
+        """Raw google.cloud.secretmanager.v1.Secret."""
+        from google.cloud import secretmanager_v1
+
+        kind = secretmanager_v1.Secret.pb()
+        return [kind.FromString(message) for (message,) in self._db.execute("SELECT message FROM secrets")]
+
+    def remove_secret(self, path: str) -> None:
+        """With all of its versions."""
+        self._db.execute("DELETE FROM secret_versions WHERE path = ?", (path,))
+        self._db.execute("DELETE FROM secrets WHERE path = ?", (path,))
+
+    def remove_secrets(self) -> None:
+        """All of them."""
+        self._db.execute("DELETE FROM secret_versions")
+        self._db.execute("DELETE FROM secrets")
+
+    def put_secret_version(self, path: str, number: int, version: Any, payload: bytes) -> None:
+        """`path`: the secret's."""
+        self._db.execute("REPLACE INTO secret_versions VALUES (?, ?, ?, ?)", (path, number, version.SerializeToString(), payload))
+
+    def newest_version(self, path: str) -> int:
+        """Its number; 0 when the secret has none."""
+        row = self._db.execute("SELECT MAX(number) FROM secret_versions WHERE path = ?", (path,)).fetchone()
+        return int(row[0] or 0)
+
+    def secret_version(self, path: str, number: int) -> tuple[Any, bytes] | None:
+        """Raw google.cloud.secretmanager.v1.SecretVersion and its payload."""
+        from google.cloud import secretmanager_v1
+
+        row = self._db.execute("SELECT message, payload FROM secret_versions WHERE path = ? AND number = ?", (path, number)).fetchone()
+        return (secretmanager_v1.SecretVersion.pb().FromString(row[0]), bytes(row[1])) if row is not None else None
 
     def get(self, key: str, default: str) -> str:
         row = self._db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
