@@ -1,10 +1,12 @@
 """The file that Ray's autoscaler reads on the head: node types, limits, and what our node provider needs."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.schema import to_plain
+from cluster.vm.bundle import BundleLocation
 from cluster.vm.settings import HostSettings
 
 HEAD_TYPE = "head"
@@ -33,8 +35,10 @@ def host_settings(config: ClusterConfig, head_address: str, token_file: Path) ->
     )
 
 
-def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str) -> dict[str, Any]:
-    """Every legacy key stands here although empty: autoscaler v2 dies without them and takes the head with it."""
+def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str, location: BundleLocation | None = None) -> dict[str, Any]:
+    """`bundle`: its hash. `location`: where hosts fetch it from when their image does not hold it.
+
+    Every legacy key stands here although empty: autoscaler v2 dies without them and takes the head with it."""
     kind = config.accelerator
     most = config.effective_max_slices
     idle = config.idle_minutes if config.idle_minutes is not None else NEVER_IDLE_MINUTES
@@ -51,6 +55,7 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str
             "cluster": to_plain(config),
             "host_settings": settings.to_json(),
             "bundle": bundle,
+            "bundle_location": dataclasses.asdict(location) if location is not None else None,
         },
         "auth": {},
         "head_node_type": HEAD_TYPE,

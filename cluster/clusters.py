@@ -32,7 +32,7 @@ from cluster.ray_env import ray_environment
 from cluster.ray_http import RayHttp
 from cluster.state import cluster_dir, clusters_dir, logs_dir, read_json, short_dir, write_atomic
 from cluster.tpu.provider import TPUProvider
-from cluster.vm.bundle import bundle_hash
+from cluster.vm.bundle import bundle_hash, ensure_bundle
 from cluster.vm.head_agent import HeadSettings
 
 logger = logging.getLogger(__name__)
@@ -140,11 +140,12 @@ def _start(config: ClusterConfig, progress: Progress) -> Cluster:
     bundle = bundle_hash()
     progress("starting the emulated cloud")
     config = local.with_local_endpoints(config, bundle)
+    location = ensure_bundle(config, progress) if config.bucket is not None else None
     folder = cluster_dir(config.name)
     head = _head_settings(config, folder)
     settings = host_settings(config, head.address, Path(head.token_file))
     write_atomic(Path(head.token_file), secrets.token_hex(32))
-    write_atomic(Path(head.autoscaler_file), yaml.safe_dump(autoscaler_config(config, settings, bundle)))
+    write_atomic(Path(head.autoscaler_file), yaml.safe_dump(autoscaler_config(config, settings, bundle, location)))
     write_atomic(folder / "head.json", head.to_json())
     progress("starting the head of the Ray cluster")
     process = spawn(
@@ -207,7 +208,7 @@ def _wait_until_ready(
 def _revive_cloud(cluster: Cluster) -> None:
     """An emulated service that crashed comes back with its nodes, at the same address."""
     if cluster.config.cloud == "emulated":
-        local.ensure_emulator(cluster.bundle)
+        local.with_local_endpoints(cluster.config, cluster.bundle)
 
 
 def _remove(cluster: Cluster, progress: Progress = lambda _: None) -> None:
