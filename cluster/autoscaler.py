@@ -1,10 +1,12 @@
 """The file that Ray's autoscaler reads on the head: node types, limits, and what our node provider needs."""
 
+import dataclasses
 from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.schema import to_plain
 from cluster.secret_place import SecretPlace
+from cluster.vm.bundle import Bundle
 from cluster.vm.settings import HostSettings
 
 HEAD_TYPE = "head"
@@ -33,8 +35,11 @@ def host_settings(config: ClusterConfig, head_address: str, token: SecretPlace) 
     )
 
 
-def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str, owner: str) -> dict[str, Any]:
-    """Every legacy key stands here although empty: autoscaler v2 dies without them and takes the head with it."""
+def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bundle, owner: str) -> dict[str, Any]:
+    """`bundle`: what hosts run. `owner`: who makes the slices, as `owner_id` tells.
+
+    Every legacy key stands here although empty: autoscaler v2 dies without them and takes the head with it.
+    """
     kind = config.accelerator
     most = config.effective_max_slices
     idle = config.idle_minutes if config.idle_minutes is not None else NEVER_IDLE_MINUTES
@@ -50,7 +55,7 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str
             "disable_launch_config_check": True,
             "cluster": to_plain(config),
             "host_settings": settings.to_json(),
-            "bundle": bundle,
+            "bundle": dataclasses.asdict(bundle),
             "owner": owner,
         },
         "auth": {},

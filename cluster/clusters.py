@@ -21,7 +21,7 @@ from cluster import bare, local
 from cluster.autoscaler import node_type
 from cluster.config import ClusterConfig
 from cluster.durations import parse_duration
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ConfigError
 from cluster.heads import Head, Progress
 from cluster.ray_http import RayHttp
 from cluster.services import Connect, Where, connect
@@ -30,7 +30,7 @@ from cluster.token import delete_secrets, fetch_token, make_token, share_token
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.slices import OWNER_LABEL
 from cluster.tunnel import TunnelError
-from cluster.vm.bundle import bundle_hash
+from cluster.vm.bundle import Bundle, BundleLocation, bundle_hash, ensure_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Cluster:
 
     config: ClusterConfig
     head: Head
-    bundle: str
+    bundle: Bundle
     created: float
     """Seconds since the epoch."""
     ended: str | None = None
@@ -75,7 +75,12 @@ class Cluster:
         return self.ended is None and self.head.alive()
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {"config": self.config.to_dict(), "head": self.head.to_dict(), "bundle": self.bundle, "created": self.created}
+        plain = {
+            "config": self.config.to_dict(),
+            "head": self.head.to_dict(),
+            "bundle": dataclasses.asdict(self.bundle),
+            "created": self.created,
+        }
         return plain if self.ended is None else {**plain, "ended": self.ended}
 
 
@@ -85,8 +90,9 @@ def find(name: str, connect: Connect = connect) -> Cluster | None:
     if record is None:
         return None
     config = ClusterConfig.from_dict(record["config"])
-    head = _head_from(config, record["bundle"], record["head"], connect)
-    return Cluster(config, head, record["bundle"], record["created"], record.get("ended"), connect)
+    bundle = Bundle.from_dict(record["bundle"])
+    head = _head_from(config, bundle, record["head"], connect)
+    return Cluster(config, head, bundle, record["created"], record.get("ended"), connect)
 
 
 def list_clusters() -> list[Cluster]:
@@ -170,7 +176,7 @@ def up(
         if known is not None and known.ended is not None:
             _forget(known)
             known = None
-        bundle = bundle_hash() if known is None else known.bundle
+        bundle = bundle_hash() if known is None else known.bundle.hash
         config = _with_cloud(config, bundle, progress)
         if known is None and config.effective_head == "vm":
             known = find_in_project(config.name, config, connect)
@@ -229,7 +235,7 @@ def _with_cloud(config: ClusterConfig, bundle: str, progress: Progress) -> Clust
 def _start(
     config: ClusterConfig, progress: Progress, connect: Connect, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> Cluster:
-    bundle = bundle_hash()
+    bundle = Bundle(bundle_hash(), _stored_bundle(config, progress))
     cluster = Cluster(config, _plan_head(config, bundle, connect), bundle, time.time(), None, connect)
     # Recorded before anything is created: whatever happens next, the next start or stop finds it.
     _remember(cluster)
@@ -241,7 +247,17 @@ def _start(
     return cluster
 
 
-def _plan_head(config: ClusterConfig, bundle: str, connect: Connect) -> Head:
+def _stored_bundle(config: ClusterConfig, progress: Progress) -> BundleLocation | None:
+    """What VMs install, in the cluster's bucket. None for VMs of this machine without one, whose image holds it."""
+    if config.bucket is not None:
+        return ensure_bundle(config, progress)
+    if config.cloud != "emulated":
+        words = "VMs install what they run from a bucket: give cluster.bucket=<name>, or set PODLAUNCH_BUCKET"
+        raise ConfigError(f"cluster {config.name!r} has no bucket; {words}")
+    return None
+
+
+def _plan_head(config: ClusterConfig, bundle: Bundle, connect: Connect) -> Head:
     folder = cluster_dir(config.name)
     if config.effective_head == "vm":
         from cluster.head import VmHead
@@ -252,7 +268,7 @@ def _plan_head(config: ClusterConfig, bundle: str, connect: Connect) -> Head:
     return HereHead.plan(config, bundle, folder)
 
 
-def _head_from(config: ClusterConfig, bundle: str, values: dict[str, Any], connect: Connect) -> Head:
+def _head_from(config: ClusterConfig, bundle: Bundle, values: dict[str, Any], connect: Connect) -> Head:
     folder = cluster_dir(config.name)
     if values["kind"] == "vm":
         from cluster.head import VmHead
@@ -291,7 +307,7 @@ def _not_ready(cluster: Cluster) -> str | None:
 def _revive_cloud(cluster: Cluster) -> None:
     """An emulated service that crashed comes back with its nodes, at the same address."""
     if cluster.config.cloud == "emulated":
-        local.ensure_emulator(cluster.bundle)
+        local.with_local_endpoints(cluster.config, cluster.bundle.hash)
 
 
 def _remove(cluster: Cluster, progress: Progress) -> None:

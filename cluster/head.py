@@ -23,6 +23,7 @@ from cluster.tpu.requests import REDACTED, redacted, role_labels
 from cluster.tpu.slices import HEAD_ROLE, OWNER_LABEL, ROLE_LABEL, SECRET_ROLE
 from cluster.tunnel import Tunnel
 from cluster.vm.bootstrap import startup_script
+from cluster.vm.bundle import Bundle
 from cluster.vm.head_agent import VmHeadSettings
 from cluster.vm.metadata import HEAD_ATTRIBUTE
 
@@ -41,11 +42,14 @@ DELETE_LIMIT_S = 300.0
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
-def head_spec(config: ClusterConfig, bundle: str, folder: Path, owner: str) -> dict[str, Any]:
+def head_spec(config: ClusterConfig, bundle: Bundle, folder: Path, owner: str) -> dict[str, Any]:
     """What Compute Engine is asked for, as its REST API has it."""
     zone = config.effective_head_zone
     settings = VmHeadSettings(config, bundle, owner, token_place(config, folder))
-    metadata = {"startup-script": startup_script(bundle, agent="cluster.vm.head_agent"), HEAD_ATTRIBUTE: settings.to_json()}
+    metadata = {
+        "startup-script": startup_script(bundle.hash, bundle.location, agent="cluster.vm.head_agent"),
+        HEAD_ATTRIBUTE: settings.to_json(),
+    }
     labels = role_labels(config, owner, HEAD_ROLE)
     disk = {"sourceImage": IMAGE, "diskSizeGb": str(BOOT_DISK_GB), "diskType": f"zones/{zone}/diskTypes/pd-balanced", "labels": labels}
     return {
@@ -61,7 +65,7 @@ def head_spec(config: ClusterConfig, bundle: str, folder: Path, owner: str) -> d
     }
 
 
-def head_requests(config: ClusterConfig, bundle: str, folder: Path, owner: str) -> list[dict[str, Any]]:
+def head_requests(config: ClusterConfig, bundle: Bundle, folder: Path, owner: str) -> list[dict[str, Any]]:
     """The requests that make the head and share its token, as REST would carry them, the token redacted. Sends nothing."""
     project, name = config.effective_project, secret_name(config.name)
     secret = {"replication": {"automatic": {}}, "labels": role_labels(config, owner, SECRET_ROLE)}
@@ -103,7 +107,7 @@ def read_settings(vm: "Instance") -> VmHeadSettings:
 @dataclass(frozen=True)
 class VmHead:
     config: ClusterConfig
-    bundle: str
+    bundle: Bundle
     folder: Path
     """The cluster's folder on this machine."""
     zone: str
@@ -115,7 +119,7 @@ class VmHead:
     """A VM boots in half a minute and then installs what a head needs, a few hundred MB."""
 
     @classmethod
-    def plan(cls, config: ClusterConfig, bundle: str, folder: Path, connect: Connect = connect) -> "VmHead":
+    def plan(cls, config: ClusterConfig, bundle: Bundle, folder: Path, connect: Connect = connect) -> "VmHead":
         return cls(config, bundle, folder, config.effective_head_zone, connect)
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from cluster.ray_env import ray_environment
 from cluster.state import logs_dir, read_json, short_dir, write_atomic
 from cluster.token import token_place
 from cluster.tpu.owner import owner_id
+from cluster.vm.bundle import Bundle
 from cluster.vm.head_agent import HeadSettings
 
 
@@ -30,7 +31,7 @@ class HereHead:
     """Its record names its marker before the process exists: whatever happens then, the next start or stop finds what was started."""
 
     config: ClusterConfig
-    bundle: str
+    bundle: Bundle
     folder: Path
     settings: HeadSettings
     kind = "here"
@@ -38,11 +39,11 @@ class HereHead:
     """A head needs 6 to 12 s on two idle cores; a busy machine may need several times that."""
 
     @classmethod
-    def plan(cls, config: ClusterConfig, bundle: str, folder: Path) -> "HereHead":
+    def plan(cls, config: ClusterConfig, bundle: Bundle, folder: Path) -> "HereHead":
         return cls(config, bundle, folder, _settings(config, folder))
 
     @classmethod
-    def from_dict(cls, config: ClusterConfig, bundle: str, folder: Path, values: dict[str, Any]) -> "HereHead":
+    def from_dict(cls, config: ClusterConfig, bundle: Bundle, folder: Path, values: dict[str, Any]) -> "HereHead":
         return cls(config, bundle, folder, HeadSettings(**values["settings"]))
 
     def to_dict(self) -> dict[str, Any]:

@@ -36,11 +36,21 @@ def entries(node: NodeRecord, worker: int) -> dict[str, str]:
         "instance/zone": f"projects/{project_number(node.project)}/zones/{node.zone}",
         "instance/preempted": "FALSE",
         "instance/maintenance-event": "NONE",
+        **_service_account(node),
         "instance/network-interfaces/0/ip": node.hosts[worker].ip,
         "project/project-id": node.project,
         "project/numeric-project-id": project_number(node.project),
         **node.notices,
     }
+
+
+def _service_account(node: NodeRecord) -> dict[str, str]:
+    """What every Google client on a VM asks for. The token opens nothing: no emulated service looks at it."""
+    folder = "instance/service-accounts/default"
+    email = node.message.service_account.email or f"{project_number(node.project)}-compute@developer.gserviceaccount.com"
+    token = {"access_token": f"emulated-{node.uid}", "expires_in": 3599, "token_type": "Bearer"}
+    scope = "https://www.googleapis.com/auth/cloud-platform"
+    return {f"{folder}/email": email, f"{folder}/scopes": f"{scope}\n", f"{folder}/token": json.dumps(token)}
 
 
 class MetadataServer:

@@ -35,6 +35,7 @@ from cluster.token import delete_secrets
 from cluster.tpu.provider import TPUProvider
 from cluster.vm import metadata
 from cluster.vm.autostop import watch_in_background
+from cluster.vm.bundle import Bundle
 from cluster.vm.disk import home
 from cluster.vm.host_agent import OBJECT_STORE_BYTES
 from cluster.vm.metadata import HEAD_ATTRIBUTE
@@ -87,18 +88,25 @@ class VmHeadSettings:
     """What a head VM's metadata tells its agent. Names secrets and holds none."""
 
     config: ClusterConfig
-    bundle: str
+    bundle: Bundle
     owner: str
     """Who made the cluster, as `owner_id` tells on the client's machine; slices made by this head bear it as well."""
     token: SecretPlace
 
     def to_json(self) -> str:
-        return json.dumps({"config": self.config.to_dict(), "bundle": self.bundle, "owner": self.owner, "token": self.token.to_json()})
+        return json.dumps(
+            {"config": self.config.to_dict(), "bundle": dataclasses.asdict(self.bundle), "owner": self.owner, "token": self.token.to_json()}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "VmHeadSettings":
         values: Mapping[str, Any] = json.loads(text)
-        return cls(ClusterConfig.from_dict(values["config"]), values["bundle"], values["owner"], SecretPlace.from_json(values["token"]))
+        return cls(
+            ClusterConfig.from_dict(values["config"]),
+            Bundle.from_dict(values["bundle"]),
+            values["owner"],
+            SecretPlace.from_json(values["token"]),
+        )
 
 
 def head_environment(settings: HeadSettings) -> dict[str, str]:

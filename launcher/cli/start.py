@@ -22,7 +22,7 @@ from cluster.tpu.owner import owner_id
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.requests import plan, slice_names
 from cluster.vm.bootstrap import startup_script
-from cluster.vm.bundle import bundle_hash
+from cluster.vm.bundle import Bundle, bundle_hash
 from cluster.vm.metadata import HOST_ATTRIBUTE
 from launcher.cli.options import CONSOLE, ERRORS, confirm
 from launcher.compose import compose_cluster
@@ -86,9 +86,9 @@ def _requests(config: ClusterConfig, *, bare: bool) -> list[dict[str, Any]]:
     """What would be sent. In a cluster the node provider sends it, and what only a running head knows is shown as a placeholder."""
     if bare:
         return plan(config, slice_names(config), owner=owner_id())
-    folder, bundle = clusters_dir() / config.name, bundle_hash()
+    folder, bundle = clusters_dir() / config.name, Bundle(bundle_hash())
     metadata = {
-        "startup-script": startup_script(bundle),
+        "startup-script": startup_script(bundle.hash),
         HOST_ATTRIBUTE: host_settings(config, "HEAD:PORT", token_place(config, folder)).to_json(),
     }
     names = [slice_id(config.name, "dry-run", index) for index in range(max(config.slices, config.min_slices))]

@@ -132,7 +132,7 @@ def test_kill_of_the_daemon_keeps_nodes_hosts_and_addresses(client: tpu_v2.TpuCl
     hosts = {process.pid for process in sleepers(state)}
     os.kill(running.pid, signal.SIGKILL)
     wait(lambda: emulator_status() is None)
-    assert ensure_emulator("cafe") == LocalEndpoints(running.endpoint, running.rest)
+    assert ensure_emulator("cafe") == LocalEndpoints(running.endpoint, running.rest, running.storage)
     wait(lambda: answers(client))
     assert client.get_node(name=before.name, timeout=10) == before
     assert {process.pid for process in sleepers(state)} >= hosts

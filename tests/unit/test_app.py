@@ -17,12 +17,14 @@ from cluster.errors import ClusterError, ConfigError
 from cluster.head_here import HereHead
 from cluster.processes import ProcessRecord
 from cluster.state import cluster_dir
+from cluster.vm.bundle import Bundle
 from cluster.vm.head_agent import HeadSettings
 from launcher import app, jobs
 from launcher.app import guarded
 from launcher.config import DataConfig, LaunchConfig, ModelConfig
 from launcher.runs import RunDirectory, RunState, RunStatus
 
+BUNDLE = Bundle("bundle")
 CONFIG = ClusterConfig(name="c", accelerator_type="v4-16", cloud="emulated")
 
 
@@ -73,7 +75,7 @@ def cluster(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clus
     ip, port = "127.0.0.1", head.server.server_port
     settings = HeadSettings("c", "c-head", ip, ip, 1, port, 2, 3, str(folder / "token"), "", str(tmp_path))
     (folder / "process.json").write_text(json.dumps(vars(ProcessRecord(os.getpid(), psutil.Process().create_time(), "m"))))
-    return Cluster(CONFIG, HereHead(CONFIG, "bundle", folder, settings), "bundle", 0.0)
+    return Cluster(CONFIG, HereHead(CONFIG, BUNDLE, folder, settings), BUNDLE, 0.0)
 
 
 @pytest.fixture

@@ -1,0 +1,180 @@
+"""One bucket of Cloud Storage.
+
+StorageError             the bucket cannot be used; one line with the next thing to do
+├── BucketMissingError   there is no such bucket
+├── ObjectMissingError   there is no such object
+├── StorageDeniedError   this identity may not do that, or there is none
+└── StorageTimeoutError  no answer in time
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cluster.errors import PodlaunchError
+
+T = TypeVar("T")
+
+PATIENCE_S = 120.0
+"""How long a request is repeated while the service stumbles."""
+_REQUEST_S = 60.0
+_CHUNK_BYTES = 32 * 2**20
+"""A large file is sent in pieces of this size, each of which is repeated by itself."""
+
+
+class StorageError(PodlaunchError):
+    """Cloud Storage refused or failed."""
+
+    next_step = "try again, or report it with these words"
+
+    def __init__(self, what: str, words: str) -> None:
+        super().__init__(f"{what}: {' '.join(words.split()) or 'no reason given'}; {self.next_step}")
+
+
+class BucketMissingError(StorageError):
+    next_step = "create it (gcloud storage buckets create), or name another one as cluster.bucket or in PODLAUNCH_BUCKET"
+
+
+class ObjectMissingError(StorageError):
+    next_step = "list what there is: gcloud storage ls gs://BUCKET"
+
+
+class StorageDeniedError(StorageError):
+    next_step = "grant roles/storage.objectAdmin on the bucket to this identity, or log in (gcloud auth application-default login)"
+
+
+class StorageTimeoutError(StorageError):
+    next_step = "check the network, then try again: what was asked for may have happened"
+
+
+class Bucket:
+    """A bucket by name. Nothing is asked before the first call."""
+
+    def __init__(
+        self, name: str, endpoint: str | None = None, project: str | None = None, *, patience: float = PATIENCE_S, client: Any = None
+    ) -> None:
+        """`endpoint`: the URL of a Cloud Storage API that asks for no credentials; None: Google's own, with the default credentials.
+
+        `patience`: seconds. `client`: a google.cloud.storage.Client to use instead of a new one.
+        """
+        self.name, self.endpoint, self.project = name, endpoint, project
+        self._patience, self._given = patience, client
+
+    def ensure(self, location: str | None = None) -> bool:
+        """Create the bucket where it does not exist, in `location` (a region such as us-central2). Returns whether it was made now."""
+        from google.api_core.exceptions import Conflict
+
+        def create() -> bool:
+            bucket = self._client.bucket(self.name)
+            bucket.iam_configuration.uniform_bucket_level_access_enabled = True
+            try:
+                self._client.create_bucket(bucket, project=self.project, location=location, timeout=_REQUEST_S, retry=self._retry)
+            except Conflict:  # a name is taken in all projects at once; whose it is shows at the first object
+                return False
+            return True
+
+        return self._ask(f"creating the bucket {self.name}", create)
+
+    def upload_once(self, path: Path, blob_name: str) -> bool:
+        """Store the file's content unless the object exists already, which counts as success. Returns whether this call stored it.
+
+        Of several callers at once exactly one gets True. (fake-gcs-server holds to that up to 8 MB only.)
+        """
+        from google.api_core.exceptions import PreconditionFailed
+
+        def upload() -> bool:
+            blob = self._blob(blob_name)
+            if path.stat().st_size > _CHUNK_BYTES:
+                if self.exists(blob_name):
+                    return False  # a refusal would come after the last byte only
+                blob.chunk_size = _CHUNK_BYTES
+            try:
+                blob.upload_from_filename(str(path), if_generation_match=0, timeout=_REQUEST_S, retry=self._retry)
+            except PreconditionFailed:
+                return False
+            return True
+
+        return self._ask(f"storing {self.url(blob_name)}", upload)
+
+    def exists(self, blob_name: str) -> bool:
+        """False also when there is no such bucket."""
+        return self._ask(f"looking for {self.url(blob_name)}", lambda: bool(self._blob(blob_name).exists(**self._limits)))
+
+    def read(self, blob_name: str) -> bytes:
+        """Raises ObjectMissingError, also when there is no such bucket."""
+
+        def download() -> bytes:
+            content: bytes = self._blob(blob_name).download_as_bytes(**self._limits)
+            return content
+
+        return self._ask(f"reading {self.url(blob_name)}", download, missing=ObjectMissingError)
+
+    def list(self, prefix: str = "") -> list[str]:
+        """The names of all objects that begin with `prefix`. Raises BucketMissingError."""
+        what = f"listing {self.url(prefix)}"
+        return self._ask(what, lambda: [blob.name for blob in self._client.list_blobs(self.name, prefix=prefix, **self._limits)])
+
+    def delete(self, blob_name: str) -> bool:
+        """Returns whether there was such an object."""
+        try:
+            self._ask(f"deleting {self.url(blob_name)}", lambda: self._blob(blob_name).delete(**self._limits), missing=ObjectMissingError)
+        except ObjectMissingError:
+            return False
+        return True
+
+    def url(self, blob_name: str) -> str:
+        return f"gs://{self.name}/{blob_name}"
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {"timeout": _REQUEST_S, "retry": self._retry}
+
+    @cached_property
+    def _retry(self) -> Any:
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        return DEFAULT_RETRY.with_timeout(self._patience)
+
+    @cached_property
+    def _client(self) -> Any:
+        if self._given is not None:
+            return self._given
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud.storage import Client  # half a second, and only who has a bucket needs it
+
+        if self.endpoint is None:
+            return Client(project=self.project)
+        nobody = AnonymousCredentials()  # type: ignore[no-untyped-call]
+        options = {"api_endpoint": self.endpoint}
+        return Client(project=self.project or "none", credentials=nobody, client_options=options)
+
+    def _blob(self, name: str) -> Any:
+        return self._client.bucket(self.name).blob(name)
+
+    def _ask(self, what: str, call: Callable[[], T], missing: type[StorageError] = BucketMissingError) -> T:
+        """Do `call` and turn what Google's client raises into ours."""
+        from google.api_core import exceptions as core
+        from google.auth.exceptions import GoogleAuthError
+        from requests.exceptions import RequestException
+
+        try:
+            return call()
+        except core.NotFound as error:
+            raise missing(what, _words(error)) from error
+        except (core.Forbidden, core.Unauthorized) as error:
+            raise StorageDeniedError(what, _words(error)) from error
+        except GoogleAuthError as error:
+            raise StorageDeniedError(what, str(error)) from error
+        except core.RetryError as error:
+            raise StorageTimeoutError(what, str(error.cause or error)) from error
+        except core.GoogleAPICallError as error:
+            raise StorageError(what, _words(error)) from error
+        except (RequestException, OSError) as error:
+            raise StorageTimeoutError(what, str(error)) from error
+
+
+def _words(error: Any) -> str:
+    """What the service itself said; the message around it repeats the request's URL."""
+    said = [entry.get("message", "") for entry in error.errors if isinstance(entry, dict)]
+    return next((words for words in said if words), str(error.message))
