@@ -1,6 +1,5 @@
 """The file that Ray's autoscaler reads on the head: node types, limits, and what our node provider needs."""
 
-import dataclasses
 from typing import Any
 
 from cluster.config import ClusterConfig
@@ -55,7 +54,7 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bun
             "disable_launch_config_check": True,
             "cluster": to_plain(config),
             "host_settings": settings.to_json(),
-            "bundle": dataclasses.asdict(bundle),
+            "bundle": bundle.to_dict(),
             "owner": owner,
         },
         "auth": {},

@@ -30,7 +30,7 @@ from cluster.token import delete_secrets, fetch_token, make_token, share_token
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.slices import OWNER_LABEL
 from cluster.tunnel import TunnelError
-from cluster.vm.bundle import Bundle, BundleLocation, bundle_hash, ensure_bundle
+from cluster.vm.bundle import Bundle, bundle_hash, ensure_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +78,20 @@ class Cluster:
         plain = {
             "config": self.config.to_dict(),
             "head": self.head.to_dict(),
-            "bundle": dataclasses.asdict(self.bundle),
+            "bundle": self.bundle.to_dict(),
             "created": self.created,
         }
         return plain if self.ended is None else {**plain, "ended": self.ended}
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What bringing a cluster up asks of the world outside."""
+
+    connect: Connect = connect
+    make_bundle: Callable[[ClusterConfig, Progress], Bundle] = field(default_factory=lambda: _make_bundle)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
 
 
 def find(name: str, connect: Connect = connect) -> Cluster | None:
@@ -163,34 +173,33 @@ def up(
     config: ClusterConfig,
     progress: Progress,
     *,
-    connect: Connect = connect,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
+    outside: Outside | None = None,
 ) -> Cluster:
     """The cluster of `config`, brought up when it is not. Two callers at once get the same one.
 
     Raises ClusterError when it cannot be brought up, or is up and cannot serve `config`.
     """
+    outside = outside or Outside()
     with _exclusive(config.name):
-        known = find(config.name, connect)
+        known = find(config.name, outside.connect)
         if known is not None and known.ended is not None:
             _forget(known)
             known = None
         bundle = bundle_hash() if known is None else known.bundle.hash
         config = _with_cloud(config, bundle, progress)
         if known is None and config.effective_head == "vm":
-            known = find_in_project(config.name, config, connect)
+            known = find_in_project(config.name, config, outside.connect)
             if known is not None and known.alive():
                 progress(f"cluster {config.name!r} was brought up on another machine: joining it")
                 adopt(known)
         if known is not None and known.alive():
             check_fits(known, config)
-            _wait_until_ready(known, clock, sleep)
+            _wait_until_ready(known, outside)
             return known
         if known is not None:
             progress(f"the head of cluster {config.name!r} is gone: cleaning up after it")
             _remove(known, progress)
-        return _start(config, progress, connect, clock, sleep)
+        return _start(config, progress, outside)
 
 
 def stop(cluster: Cluster, progress: Progress, *, because: str | None = None) -> None:
@@ -199,13 +208,13 @@ def stop(cluster: Cluster, progress: Progress, *, because: str | None = None) ->
     `because`: what its record says from now on; None: there is no record any more. Raises ClusterError when something is left.
     """
     with _exclusive(cluster.name):
+        now = find(cluster.name, cluster.connect)  # another command may have been faster
         cluster_dir(cluster.name)  # one that another machine made has none here
-        if cluster.ended is None:
+        if now is None or now.ended is None:
             _remove(cluster, progress)
+        _forget(cluster)
         if because is not None:
             _remember(dataclasses.replace(cluster, ended=f"{because} {time.strftime('%Y-%m-%d %H:%M:%S')}"))
-        else:
-            _forget(cluster)
         if cluster.config.cloud == "emulated":
             _stop_unused_cloud(progress)
 
@@ -232,10 +241,9 @@ def _with_cloud(config: ClusterConfig, bundle: str, progress: Progress) -> Clust
     return local.with_local_endpoints(config, bundle)
 
 
-def _start(
-    config: ClusterConfig, progress: Progress, connect: Connect, clock: Callable[[], float], sleep: Callable[[float], None]
-) -> Cluster:
-    bundle = Bundle(bundle_hash(), _stored_bundle(config, progress))
+def _start(config: ClusterConfig, progress: Progress, outside: Outside) -> Cluster:
+    bundle = outside.make_bundle(config, progress)
+    connect = outside.connect
     cluster = Cluster(config, _plan_head(config, bundle, connect), bundle, time.time(), None, connect)
     # Recorded before anything is created: whatever happens next, the next start or stop finds it.
     _remember(cluster)
@@ -243,18 +251,18 @@ def _start(
     if not config.shares_files:
         share_token(cluster.token_file, connect(config).secrets, config)
     cluster.head.start(progress)
-    _wait_until_ready(cluster, clock, sleep)
+    _wait_until_ready(cluster, outside)
     return cluster
 
 
-def _stored_bundle(config: ClusterConfig, progress: Progress) -> BundleLocation | None:
-    """What VMs install, in the cluster's bucket. None for VMs of this machine without one, whose image holds it."""
+def _make_bundle(config: ClusterConfig, progress: Progress) -> Bundle:
+    """What VMs install is put into the cluster's bucket; VMs of this machine need none, their image holds it. Raises PodlaunchError."""
     if config.bucket is not None:
-        return ensure_bundle(config, progress)
+        return Bundle(bundle_hash(), ensure_bundle(config, progress))
     if config.cloud != "emulated":
         words = "VMs install what they run from a bucket: give cluster.bucket=<name>, or set PODLAUNCH_BUCKET"
         raise ConfigError(f"cluster {config.name!r} has no bucket; {words}")
-    return None
+    return Bundle(bundle_hash())
 
 
 def _plan_head(config: ClusterConfig, bundle: Bundle, connect: Connect) -> Head:
@@ -279,18 +287,18 @@ def _head_from(config: ClusterConfig, bundle: Bundle, values: dict[str, Any], co
     return HereHead.from_dict(config, bundle, folder, values)
 
 
-def _wait_until_ready(cluster: Cluster, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+def _wait_until_ready(cluster: Cluster, outside: Outside) -> None:
     limit = cluster.head.ready_limit_s
-    deadline = clock() + limit
+    deadline = outside.clock() + limit
     pause = 0.2
     while (reason := _not_ready(cluster)) is not None:
         if not cluster.alive():
             raise ClusterError(f"the head of cluster {cluster.name!r} ended while it started; {cluster.head.log_hint}")
-        if clock() > deadline:
+        if outside.clock() > deadline:
             raise ClusterError(
                 f"the head of cluster {cluster.name!r} does not answer after {limit:.0f} s: {reason}; {cluster.head.log_hint}"
             )
-        sleep(pause)
+        outside.sleep(pause)
         pause = min(2.0, pause * 1.1)
 
 
@@ -330,9 +338,8 @@ def _remove(cluster: Cluster, progress: Progress) -> None:
 
 def _stop_unused_cloud(progress: Progress) -> None:
     configs = [cluster.config for cluster in list_unended()] + [one.config for one in bare.list_bare()]
-    if not any(config.cloud == "emulated" for config in configs):
-        progress("stopping the emulated cloud")
-        local.stop_emulator()
+    if not any(config.cloud == "emulated" for config in configs) and local.stop_emulator():
+        progress("the emulated cloud is stopped")
 
 
 def _remember(cluster: Cluster) -> None:

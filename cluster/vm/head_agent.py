@@ -12,10 +12,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -28,6 +27,7 @@ from cluster.ports import free_port
 from cluster.processes import spawn
 from cluster.ray_env import ray_environment
 from cluster.ray_http import RayHttp
+from cluster.schema import build, to_plain
 from cluster.secret_place import SecretPlace
 from cluster.services import connect
 from cluster.state import logs_dir, private_dir, write_atomic
@@ -94,19 +94,11 @@ class VmHeadSettings:
     token: SecretPlace
 
     def to_json(self) -> str:
-        return json.dumps(
-            {"config": self.config.to_dict(), "bundle": dataclasses.asdict(self.bundle), "owner": self.owner, "token": self.token.to_json()}
-        )
+        return json.dumps(to_plain(self))
 
     @classmethod
     def from_json(cls, text: str) -> "VmHeadSettings":
-        values: Mapping[str, Any] = json.loads(text)
-        return cls(
-            ClusterConfig.from_dict(values["config"]),
-            Bundle.from_dict(values["bundle"]),
-            values["owner"],
-            SecretPlace.from_json(values["token"]),
-        )
+        return build(cls, json.loads(text))
 
 
 def head_environment(settings: HeadSettings) -> dict[str, str]:
@@ -160,10 +152,12 @@ def _main_here(file: Path) -> None:
     set_up_logging(f"head-{settings.cluster}", terminal=None)
 
     def end_cluster() -> bool:
-        """By a process of its own, which ends this one first. Should it fail, the next look starts another."""
+        """By a process of its own, which ends this one first. Should it fail, this one lives, and the next look starts another."""
         logger.info("no run for %.0f s: ending the cluster", settings.autostop_s)
         argv = [sys.executable, "-m", "cluster.ending", settings.cluster]
-        spawn(argv, marker=f"ending-{settings.cluster}", env=os.environ, log=logs_dir() / f"head-{settings.cluster}.out", cwd=file.parent)
+        log = logs_dir() / f"head-{settings.cluster}.out"
+        process = spawn(argv, marker=f"ending-{settings.cluster}", env=os.environ, log=log, cwd=logs_dir())
+        os.waitpid(process.pid, 0)
         return False
 
     _serve(settings, lambda _: end_cluster())
