@@ -208,6 +208,10 @@ def _secret_methods(cloud: Cloud) -> list[Method]:
         page, token, total = secrets.list_page(call.parent, call.filter, call.page_size, call.page_token)
         return api.ListSecretsResponse.pb()(secrets=page, next_page_token=token, total_size=total)
 
+    def list_versions(call: Any) -> Any:
+        page, token, total = secrets.list_versions(call.parent, call.page_size, call.page_token)
+        return api.ListSecretVersionsResponse.pb()(versions=page, next_page_token=token, total_size=total)
+
     def delete(call: Any) -> Any:
         secrets.delete(call.name)
         return empty_pb2.Empty()
@@ -222,6 +226,7 @@ def _secret_methods(cloud: Cloud) -> list[Method]:
         Method(SECRETS, "ListSecrets", api.ListSecretsRequest.pb(), list_secrets),
         Method(SECRETS, "DeleteSecret", api.DeleteSecretRequest.pb(), delete),
         Method(SECRETS, "AddSecretVersion", api.AddSecretVersionRequest.pb(), lambda call: secrets.add_version(call.parent, call.payload)),
+        Method(SECRETS, "ListSecretVersions", api.ListSecretVersionsRequest.pb(), list_versions),
         Method(SECRETS, "GetSecretVersion", api.GetSecretVersionRequest.pb(), lambda call: secrets.get_version(call.name)),
         Method(SECRETS, "AccessSecretVersion", api.AccessSecretVersionRequest.pb(), access),
         Method(SECRETS, "DestroySecretVersion", api.DestroySecretVersionRequest.pb(), lambda call: secrets.destroy(call.name)),

@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl, unquote
 
 from cluster.emulator.api import Api, Dropped
 from cluster.emulator.checks import INVALID_ARGUMENT, NOT_FOUND
+from cluster.emulator.cloud import Cloud
+from cluster.emulator.compute_rest import PREFIX, ComputeRest
 from cluster.emulator.http import Answer, Request
 from cluster.emulator.model import Refusal
 from cluster.emulator.status import status_of
@@ -93,6 +95,7 @@ def _routes() -> list[_Route]:
         _route("GET", "name", _SECRET, "", "GetSecret", version="v1"),
         _route("DELETE", "name", _SECRET, "", "DeleteSecret", version="v1"),
         _route("POST", "parent", _SECRET, ":addVersion", "AddSecretVersion", "*", version="v1"),
+        _route("GET", "parent", _SECRET, "/versions", "ListSecretVersions", version="v1"),
         _route("GET", "name", f"{_SECRET}/versions/*", "", "GetSecretVersion", version="v1"),
         _route("GET", "name", f"{_SECRET}/versions/*", ":access", "AccessSecretVersion", version="v1"),
         _route("POST", "name", f"{_SECRET}/versions/*", ":destroy", "DestroySecretVersion", "*", version="v1"),
@@ -102,13 +105,16 @@ def _routes() -> list[_Route]:
 class Rest:
     """Answers HTTP requests from an Api."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, cloud: Cloud) -> None:
         self._api = api
+        self._compute = ComputeRest(api, cloud)
         self._routes = _routes()
 
     def answer(self, request: Request) -> Answer:
         from google.protobuf import json_format
 
+        if request.path.startswith(PREFIX):
+            return self._compute.answer(request)
         query = parse_qsl(request.query, keep_blank_values=True)
         try:
             method, call = self._parse(request, query)

@@ -93,6 +93,15 @@ class Secrets:
         with self._lock:
             return self._version(path)[0]
 
+    def list_versions(self, path: str, size: int, token: str) -> tuple[list[Any], str, int]:
+        """Raw SecretVersions, the newest first, the token of the next page, and how many there are in all. Raises Refusal."""
+        with self._lock:
+            secret = self._find(_canonical(path))
+            numbers = range(self._store.newest_version(secret.name), 0, -1)
+            found = {f"{10**12 - number:013}": self._store.secret_version(secret.name, number) for number in numbers}
+        names, following = cut(found, size, token, most=_PAGE)
+        return [version[0] for name in names if (version := found[name]) is not None], following, len(found)
+
     def access(self, path: str) -> tuple[str, bytes]:
         """The version's full name and its payload. Raises Refusal."""
         with self._lock:

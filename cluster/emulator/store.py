@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.emulator.model import HostRecord, NodeRecord, QueuedRecord
+from cluster.emulator.model import HostRecord, InstanceRecord, NodeRecord, QueuedRecord
 from cluster.processes import ProcessRecord
 from cluster.tpu.catalog import AcceleratorType
 
@@ -19,6 +19,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS nodes (path TEXT PRIMARY KEY, message BLOB NOT NULL, behind TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS operations (name TEXT PRIMARY KEY, message BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS queued (path TEXT PRIMARY KEY, message BLOB NOT NULL, operation TEXT NOT NULL, entered REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS instances (path TEXT PRIMARY KEY, body TEXT NOT NULL, behind TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS compute_operations (path TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS secrets (path TEXT PRIMARY KEY, message BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS secret_versions (
     path TEXT NOT NULL, number INTEGER NOT NULL, message BLOB NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (path, number)
@@ -114,6 +116,32 @@ class Store:
         rows = self._db.execute("SELECT message FROM operations ORDER BY rowid")
         return [operations_pb2.Operation.FromString(message) for (message,) in rows]
 
+    def put_instance(self, instance: InstanceRecord) -> None:
+        behind = {
+            "uid": instance.uid,
+            "operation": instance.operation,
+            "goes": instance.goes,
+            "hosts": [dataclasses.asdict(host) for host in instance.hosts],
+        }
+        self._db.execute("REPLACE INTO instances VALUES (?, ?, ?)", (instance.path, json.dumps(instance.body), json.dumps(behind)))
+
+    def remove_instance(self, path: str) -> None:
+        self._db.execute("DELETE FROM instances WHERE path = ?", (path,))
+
+    def instances(self) -> list[InstanceRecord]:
+        rows = self._db.execute("SELECT path, body, behind FROM instances")
+        return [_instance(path, json.loads(body), json.loads(behind)) for path, body, behind in rows]
+
+    def put_compute_operation(self, path: str, body: dict[str, Any]) -> None:
+        self._db.execute("REPLACE INTO compute_operations VALUES (?, ?)", (path, json.dumps(body)))
+
+    def remove_compute_operation(self, path: str) -> None:
+        self._db.execute("DELETE FROM compute_operations WHERE path = ?", (path,))
+
+    def compute_operations(self) -> dict[str, dict[str, Any]]:
+        """By path, oldest first."""
+        return {path: json.loads(body) for path, body in self._db.execute("SELECT path, body FROM compute_operations ORDER BY rowid")}
+
     def put_secret(self, secret: Any) -> None:
         self._db.execute("REPLACE INTO secrets VALUES (?, ?)", (secret.name, secret.SerializeToString()))
 
@@ -166,11 +194,17 @@ class Store:
 
 
 def _node(message: Any, behind: dict[str, Any]) -> NodeRecord:
-    hosts = [
+    holds = bool(behind.get("holds", True))  # a database from before knows no capacity
+    kind = AcceleratorType(**behind["kind"])
+    return NodeRecord(message, behind["uid"], kind, _hosts(behind), behind["operation"], holds, behind.get("notices", {}))
+
+
+def _instance(path: str, body: dict[str, Any], behind: dict[str, Any]) -> InstanceRecord:
+    return InstanceRecord(path, body, behind["uid"], _hosts(behind), behind["operation"], behind["goes"])
+
+
+def _hosts(behind: dict[str, Any]) -> list[HostRecord]:
+    return [
         HostRecord(**{**host, "process": ProcessRecord.from_dict(host["process"]) if host["process"] is not None else None})
         for host in behind["hosts"]
     ]
-    holds = bool(behind.get("holds", True))  # a database from before knows no capacity
-    return NodeRecord(
-        message, behind["uid"], AcceleratorType(**behind["kind"]), hosts, behind["operation"], holds, behind.get("notices", {})
-    )

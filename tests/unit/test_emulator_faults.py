@@ -17,7 +17,7 @@ from cluster.emulator.embedded import Embedded, embedded_emulator
 from cluster.emulator.faults import TPU_PRESETS, Effect, Fault, Faults
 from cluster.emulator.hosts import NoHosts
 from cluster.emulator.metadata import MetadataServer, entries
-from cluster.emulator.model import HostRecord, NodeRecord, Refusal
+from cluster.emulator.model import HostRecord, Machine, NodeRecord, Refusal
 from cluster.emulator.profile import Profile
 from cluster.emulator.store import Store
 from cluster.tpu.api import make_client
@@ -36,19 +36,20 @@ class RecordedHosts(NoHosts):
         self.signals: list[tuple[int, int]] = []
         self.notices: dict[str, str] = {}
 
-    def start(self, node: NodeRecord) -> None:
-        self.running |= {host.worker for host in node.hosts if not host.held}
+    def start(self, machine: Machine) -> None:
+        self.running |= {host.worker for host in machine.hosts if not host.held}
 
-    def halt(self, node: NodeRecord) -> None:
+    def halt(self, machine: Machine) -> None:
         self.running.clear()
 
     stop = halt
 
-    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
+    def signal(self, machine: Machine, host: HostRecord, number: int) -> None:
         self.signals.append((host.worker, number))
 
-    def announce(self, node: NodeRecord) -> None:
-        self.notices = dict(node.notices)
+    def announce(self, machine: Machine) -> None:
+        assert isinstance(machine, NodeRecord)
+        self.notices = dict(machine.notices)
 
 
 @pytest.fixture
