@@ -142,7 +142,7 @@ class Instances:
             every = (_instance(one) for part in page.items.values() for one in part.instances)
             found += [one for one in every if labels.items() <= one.labels.items()]
             if not page.next_page_token:
-                return found
+                return sorted(found, key=lambda one: (one.zone, one.name))
             call["page_token"] = page.next_page_token
 
     def delete(self, zone: str, name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.emulator.checks import INVALID_ARGUMENT
 from cluster.emulator.model import Refusal
 
-_TERM = re.compile(r"""(?P<key>[\w.-]+)\s*(?P<how>!=|=|:| eq | ne )\s*(?P<value>"[^"]*"|'[^']*'|[^\s()"']+)""")
+_TERM = re.compile(r"""(?P<key>[A-Za-z][\w.-]*)\s*(?P<how>!=|=|:| eq | ne )\s*(?P<value>"[^"]*"|'[^']*'|[^\s()"']+)""")
 _JOINT = re.compile(r"[\s()]|AND\b")
 Matches = Callable[[Mapping[str, Any]], bool]
 

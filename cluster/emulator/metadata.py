@@ -178,7 +178,7 @@ def lookup(values: Mapping[str, str], path: str, *, recursive: bool) -> tuple[st
         return None
     key = path.removeprefix(PREFIX)
     if key in values:
-        return values[key], "application/text"
+        return values[key], "application/json" if key.endswith("/token") else "application/text"
     directory = key if key.endswith("/") or not key else f"{key}/"
     below = {name.removeprefix(directory): value for name, value in sorted(values.items()) if name.startswith(directory)}
     if not below:

@@ -28,6 +28,7 @@ from cluster.cloud_errors import (
 )
 
 TPUError = CloudError
+"""What every service raises: what the Cloud TPU service raises differs in its words only."""
 __all__ = [
     "AlreadyExistsError",
     "ApiDisabledError",

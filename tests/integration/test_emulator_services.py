@@ -159,7 +159,7 @@ def insert(client: Any, operations: Any, name: str = "n", *, request_id: str = "
 
 def test_instance_lives_through_every_method(instances: Any, operations: Any) -> None:
     metadata = {"items": [{"key": "colour", "value": "green"}]}
-    more = {"scheduling": {"preemptible": True}, "tags": {"items": ["t"]}}
+    more: dict[str, Any] = {"scheduling": {"preemptible": True}, "tags": {"items": ["t"]}}
     account = {"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}
     done = insert(
         instances,
