@@ -160,9 +160,6 @@ def check_fits(cluster: Cluster, wanted: ClusterConfig) -> None:
     most = cluster.config.effective_max_slices
     if wanted.slices > most:
         raise ClusterError(f"cluster {cluster.name!r} is up with at most {most} slices, this asks for {wanted.slices}; {advice}")
-    if cluster.config.effective_head != wanted.effective_head:
-        asked = f"head={wanted.effective_head}"
-        raise ClusterError(f"cluster {cluster.name!r} is up with head={cluster.config.effective_head}, this asks for {asked}; {advice}")
     has_stop, wants_stop = cluster.config.autostop, wanted.autostop
     if wants_stop is not None and (has_stop is None or parse_duration(has_stop) != parse_duration(wants_stop)):
         has_words = "without autostop" if has_stop is None else f"with autostop {has_stop}"
@@ -227,6 +224,7 @@ def notice_autostop(cluster: Cluster) -> Cluster:
         return cluster
     if cluster.connect(cluster.config).secrets.list({OWNER_LABEL: cluster.name}):
         return cluster
+    cluster.head.let_go()
     ended = dataclasses.replace(cluster, ended=f"{AUTOSTOPPED}, seen {time.strftime('%Y-%m-%d %H:%M:%S')}")
     _remember(ended)
     return ended

@@ -158,8 +158,11 @@ class VmHead:
         found = self._services.instances.get(self.zone, self.name)
         return found is not None and found.status in STARTING
 
-    def stop(self, progress: Progress) -> None:
+    def let_go(self) -> None:
         self._tunnel.close()
+
+    def stop(self, progress: Progress) -> None:
+        self.let_go()
         instances = self._services.instances
         found = instances.get(self.zone, self.name)
         if found is not None and self._is_ours(found):

@@ -91,6 +91,9 @@ class HereHead:
         processes.kill_members(self.marker)
         shutil.rmtree(self.settings.temp_dir, ignore_errors=True)
 
+    def let_go(self) -> None:
+        """Nothing: it is reached without help."""
+
     def _process(self) -> ProcessRecord | None:
         found = read_json(self.folder / "process.json")
         return None if found is None else ProcessRecord.from_dict(found)

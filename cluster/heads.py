@@ -42,5 +42,8 @@ class Head(Protocol):
     def stop(self, progress: Progress) -> None:
         """End it; returns when nothing of it is left, whatever there was."""
 
+    def let_go(self) -> None:
+        """End what this machine keeps to reach it."""
+
     def to_dict(self) -> dict[str, Any]:
         """What the cluster's record holds of it."""
