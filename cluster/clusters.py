@@ -329,7 +329,8 @@ def _remove(cluster: Cluster, progress: Progress) -> None:
     services = cluster.connect(cluster.config)
     delete_secrets(services.secrets, cluster.name)
     left = services.secrets.list({OWNER_LABEL: cluster.name})
-    left += [one.name for one in services.instances.list({OWNER_LABEL: cluster.name})]
+    if cluster.head.kind == "vm":
+        left += [one.name for one in services.instances.list({OWNER_LABEL: cluster.name})]
     if left:
         raise ClusterError(f"of cluster {cluster.name!r} is left: {', '.join(left)}; run `tpu stop {cluster.name}` again")
 

@@ -87,7 +87,9 @@ class TPUConfig:
     subnetwork: str | None = None
     external_ips: bool = True
     service_account: str | None = None
-    """E-mail of the account that the hosts act as; None: the project's default."""
+    """E-mail of the account that the hosts and a head VM act as; None: the project's default. A head VM makes and deletes slices, reads the
+    cluster's secrets, and with autostop deletes them and itself.
+    """
     labels: dict[str, str] = field(default_factory=dict)
     """Your own labels on every resource."""
     tags: list[str] = field(default_factory=list)

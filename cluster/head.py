@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.cloud_errors import AlreadyExistsError
 from cluster.config import ClusterConfig
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ConfigError
 from cluster.heads import DASHBOARD_PORT, Progress
 from cluster.node_names import head_vm_name
 from cluster.services import Connect, Services, connect
@@ -100,8 +100,12 @@ def find_heads(services: Services, cluster: str | None = None) -> "list[Instance
 
 
 def read_settings(vm: "Instance") -> VmHeadSettings:
-    """What its creator told the head agent."""
-    return VmHeadSettings.from_json(vm.metadata[HEAD_ATTRIBUTE])
+    """What its creator told the head agent. Raises ClusterError when that makes no sense to this version."""
+    try:
+        return VmHeadSettings.from_json(vm.metadata[HEAD_ATTRIBUTE])
+    except (KeyError, ValueError, ConfigError) as error:
+        words = f"the head VM {vm.name} in {vm.zone} was made by another version of podlaunch ({error})"
+        raise ClusterError(f"{words}; use that version, or delete the VM") from error
 
 
 @dataclass(frozen=True)

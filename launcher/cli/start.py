@@ -79,7 +79,8 @@ def _print_plan(config: ClusterConfig) -> None:
     price = config.usd_per_slice_hour
     each = "price unknown" if price is None else f"${price:.2f} an hour each"
     shape = f"{kind.name} ({kind.topology}), {kind.hosts} hosts and {kind.chips} chips a slice"
-    ERRORS.print(f"{config.name}: {shape}, {each}", highlight=False)
+    head = f"; head on a VM, {config.head_machine_type}" if config.effective_head == "vm" else ""
+    ERRORS.print(f"{config.name}: {shape}, {each}{head}", highlight=False, soft_wrap=True)
 
 
 def _requests(config: ClusterConfig, *, bare: bool) -> list[dict[str, Any]]:

@@ -80,7 +80,8 @@ def _describe(cluster: Cluster) -> dict[str, Any]:
         if cluster.ended is not None:
             return row | {"head": "ENDED", "ended": cluster.ended}
         alive = cluster.alive()
-        row |= {"head": "UP" if alive else "DOWN", "dashboard": cluster.head.show_url(), "refusals": list(_refusals(cluster))}
+        row |= {"head": "UP" if alive else "DOWN", "refusals": list(_refusals(cluster))}
+        row["dashboard"] = cluster.head.show_url() if alive else ""
         _add_slices(row, cluster, [node.slice_name for node in cluster.http.nodes() if node.alive] if alive else [])
     except PodlaunchError as error:
         row["problem"] = str(error)
