@@ -13,13 +13,14 @@ from pathlib import Path
 from cluster.errors import ConfigError
 
 PACKAGES = ("cluster", "launcher")
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+"""Where our packages lie."""
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """A zip file knows no time before."""
 _WHEEL = "Wheel-Version: 1.0\nGenerator: podlaunch\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
-def own_files(root: Path = _ROOT) -> Iterator[tuple[str, bytes]]:
+def own_files(root: Path = ROOT) -> Iterator[tuple[str, bytes]]:
     """Name in the wheel and content of every file of our packages, in order."""
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*")):
@@ -37,7 +38,7 @@ def own_metadata() -> tuple[str, str]:
     return found.version, found.read_text("METADATA") or ""
 
 
-def build_wheel(folder: Path, root: Path = _ROOT) -> Path:
+def build_wheel(folder: Path, root: Path = ROOT) -> Path:
     """Write the wheel into `folder`."""
     version, metadata = own_metadata()
     info = f"podlaunch-{version}.dist-info"
