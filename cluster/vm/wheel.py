@@ -7,7 +7,7 @@ import base64
 import hashlib
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from pathlib import Path
 
 from cluster.errors import ConfigError
@@ -31,11 +31,11 @@ def own_files(root: Path = ROOT) -> Iterator[tuple[str, bytes]]:
 
 def own_metadata() -> tuple[str, str]:
     """Our version and METADATA. Raises ConfigError in a checkout that is not installed."""
-    try:
-        found = distribution("podlaunch")
-    except PackageNotFoundError:
-        raise ConfigError("podlaunch is not installed here, so its requirements are not known: pip install -e .") from None
-    return found.version, found.read_text("METADATA") or ""
+    for found in distributions(name="podlaunch"):
+        # A build leaves an .egg-info in the checkout, which hides the installation from whoever runs there; it has no such file.
+        if metadata := found.read_text("METADATA"):
+            return found.version, metadata
+    raise ConfigError("podlaunch is not installed here, so its requirements are not known: pip install -e .")
 
 
 def build_wheel(folder: Path, root: Path = ROOT) -> Path:

@@ -93,6 +93,9 @@ def test_own_wheel_is_the_same_every_time_and_complete(tmp_path: Path) -> None:
     with zipfile.ZipFile(first) as wheel:
         names = wheel.namelist()
         record = wheel.read(next(name for name in names if name.endswith("RECORD"))).decode()
+        metadata = wheel.read(next(name for name in names if name.endswith("METADATA"))).decode()
+    assert "Name: podlaunch" in metadata
+    assert "Provides-Extra: vm" in metadata
     assert {"cluster/vm/host_agent.py", "launcher/gang/runner.py", "cluster/py.typed"} <= set(names)
     assert [line.split(",")[0] for line in record.splitlines()] == names
 
