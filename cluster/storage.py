@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 PATIENCE_S = 120.0
 """How long a request is repeated while the service stumbles."""
-_REQUEST_S = 60.0
+REQUEST_S = 60.0
+"""How long one answer may take."""
 _CHUNK_BYTES = 32 * 2**20
 """A large file is sent in pieces of this size, each of which is repeated by itself."""
 
@@ -52,14 +53,22 @@ class Bucket:
     """A bucket by name. Nothing is asked before the first call."""
 
     def __init__(
-        self, name: str, endpoint: str | None = None, project: str | None = None, *, patience: float = PATIENCE_S, client: Any = None
+        self,
+        name: str,
+        endpoint: str | None = None,
+        project: str | None = None,
+        *,
+        patience: float = PATIENCE_S,
+        request: float = REQUEST_S,
+        client: Any = None,
     ) -> None:
         """`endpoint`: the URL of a Cloud Storage API that asks for no credentials; None: Google's own, with the default credentials.
 
-        `patience`: seconds. `client`: a google.cloud.storage.Client to use instead of a new one.
+        `patience`: seconds for which a call is repeated. `request`: seconds for each answer. `client`: a google.cloud.storage.Client to
+        use instead of a new one.
         """
         self.name, self.endpoint, self.project = name, endpoint, project
-        self._patience, self._given = patience, client
+        self._patience, self._request, self._given = patience, request, client
 
     def ensure(self, location: str | None = None) -> bool:
         """Create the bucket where it does not exist, in `location` (a region such as us-central2). Returns whether it was made now."""
@@ -69,7 +78,7 @@ class Bucket:
             bucket = self._client.bucket(self.name)
             bucket.iam_configuration.uniform_bucket_level_access_enabled = True
             try:
-                self._client.create_bucket(bucket, project=self.project, location=location, timeout=_REQUEST_S, retry=self._retry)
+                self._client.create_bucket(bucket, project=self.project, location=location, **self._limits)
             except Conflict:  # a name is taken in all projects at once; whose it is shows at the first object
                 return False
             return True
@@ -90,7 +99,7 @@ class Bucket:
                     return False  # a refusal would come after the last byte only
                 blob.chunk_size = _CHUNK_BYTES
             try:
-                blob.upload_from_filename(str(path), if_generation_match=0, timeout=_REQUEST_S, retry=self._retry)
+                blob.upload_from_filename(str(path), if_generation_match=0, **self._limits)
             except PreconditionFailed:
                 return False
             return True
@@ -128,7 +137,7 @@ class Bucket:
 
     @property
     def _limits(self) -> dict[str, Any]:
-        return {"timeout": _REQUEST_S, "retry": self._retry}
+        return {"timeout": self._request, "retry": self._retry}
 
     @cached_property
     def _retry(self) -> Any:

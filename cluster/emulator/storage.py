@@ -93,8 +93,12 @@ class Storage:
     def set_reachable(self, reachable: bool) -> None:
         """Let every request wait, also those under way, until it is made reachable again: what a network that drops packets does."""
         with self._lock:
-            if self._process is not None and self._process.alive():
-                os.kill(self._process.pid, signal.SIGCONT if reachable else signal.SIGSTOP)
+            if self._process is None or not self._process.alive():
+                return
+            os.kill(self._process.pid, signal.SIGCONT if reachable else signal.SIGSTOP)
+            deadline = self._clock() + _START_SECONDS
+            while not reachable and not _stopped(self._process.pid) and self._clock() < deadline:
+                time.sleep(0.001)  # the signal reaches one thread after the other, and one may answer still
 
     def stop(self) -> None:
         """End the process. What it stored stays."""
@@ -154,6 +158,12 @@ class Storage:
                 continue
             return
         log.error("the object storage does not listen; see %s", self._folder / "storage.log")
+
+
+def _stopped(pid: int) -> bool:
+    """Whether all threads of the process are; the field after the name, which may hold anything, is the state."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state == "T" for state in states)
 
 
 def _bindable(port: int) -> bool:

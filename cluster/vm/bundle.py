@@ -19,7 +19,7 @@ from cluster.config import ClusterConfig
 from cluster.schema import build, to_plain
 from cluster.state import cache_dir, write_atomic
 from cluster.storage import Bucket, BucketMissingError
-from cluster.vm.wheel import build_wheel, own_files
+from cluster.vm.wheel import ROOT, build_wheel, own_files
 from cluster.vm.wheelhouse import PYTHON, locked_wheels, only_builder, portable_python
 
 GOOGLE_STORAGE = "https://storage.googleapis.com"
@@ -56,13 +56,13 @@ class Bundle:
         return to_plain(self)
 
 
-def bundle_hash() -> str:
+def bundle_hash(root: Path = ROOT) -> str:
     """Hash of our own sources, the lock, the interpreter's version and the versions of what a host runs.
 
     Ray refuses hosts whose Python or Ray differs from the head's, so both belong to it. The lock is one of our files.
     """
     digest = hashlib.sha256()
-    for name, content in own_files():
+    for name, content in own_files(root):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     digest.update(f"python {sys.version_info[:3]}".encode())
     for name in ("ray", "jax", "flax", "optax", "orbax-checkpoint"):
@@ -70,23 +70,25 @@ def bundle_hash() -> str:
     return digest.hexdigest()
 
 
-def ensure_bundle(config: ClusterConfig, progress: Progress, *, bucket: Bucket | None = None, cache: Path | None = None) -> BundleLocation:
+def ensure_bundle(
+    config: ClusterConfig, progress: Progress, *, bucket: Bucket | None = None, cache: Path | None = None, root: Path = ROOT
+) -> BundleLocation:
     """The bundle of this version in the cluster's bucket; built and stored only when it is not there.
 
     The bucket is created in the region of the first zone where it does not exist. Two commands at once store one bundle.
-    `bucket`, `cache`: instead of those of `config` and of this user.
+    `bucket`, `cache`, `root`: instead of those of `config`, of this user, and where our packages lie.
 
     Raises StorageError, and ClusterError when something cannot be downloaded.
     """
     assert config.bucket is not None
     bucket = bucket or Bucket(config.bucket, config.storage_endpoint, config.effective_project)
     endpoint = config.storage_endpoint or GOOGLE_STORAGE
-    complete, plain = manifest_names(bundle_hash())
+    complete, plain = manifest_names(bundle_hash(root))
     stored = _stored(bucket, config)
     found = _usable(bucket, complete, stored)
     if found is None:
         with only_builder(cache or cache_dir(), progress) as folder:
-            found = _usable(bucket, plain, stored) or _store(bucket, plain, folder, stored, progress)
+            found = _usable(bucket, plain, stored) or _store(bucket, plain, build_wheel(folder, root), folder, stored, progress)
             with_python = _with_python(bucket, found, complete, folder, stored, progress)
         if with_python is None:
             progress(f"VMs will need an image with Python {PYTHON}: one to send along could not be downloaded")
@@ -120,9 +122,8 @@ def _usable(bucket: Bucket, name: str, stored: set[str]) -> bytes | None:
     return None
 
 
-def _store(bucket: Bucket, name: str, folder: Path, stored: set[str], progress: Progress) -> bytes:
+def _store(bucket: Bucket, name: str, own: Path, folder: Path, stored: set[str], progress: Progress) -> bytes:
     """Build the bundle without a Python and store it. Returns the manifest that counts: ours, or that of who was faster."""
-    own = build_wheel(folder)
     wheels = [own, *locked_wheels(folder, own, progress)]
     entries = [_entry(path, "wheel") for path in wheels]
     with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as pool:

@@ -123,11 +123,16 @@ def install(home: Path, place: Dict[str, str], store: Store, run: Callable[..., 
             return
         manifest = _manifest(place, store, downloads)
         if not (home / "bundles" / wanted).exists():
-            _fetch_all(manifest["files"], store, downloads)
-            python = _python(home, manifest, downloads, run)
-            _make_environment(home, wanted, python, manifest, downloads, run)
-        _switch(home, wanted, place["check"], run)
-        _tidy(home, wanted, manifest)
+            with _timed("fetched"):
+                _fetch_all(manifest["files"], store, downloads)
+            with _timed("unpacked"):
+                python = _python(home, manifest, downloads, run)
+                _make_environment(home, wanted, python, manifest, downloads, run)
+        with _timed("checked"):
+            _check(home, wanted, place["check"], run)
+        with _timed("written"):
+            _switch(home, wanted)
+            _tidy(home, wanted, manifest)
 
 
 def present(home: Path) -> str:
@@ -228,15 +233,19 @@ def _uv(manifest: Dict[str, Any], downloads: Path) -> Path:
     return program
 
 
-def _switch(home: Path, wanted: str, check: str, run: Callable[..., Any]) -> None:
-    """Let the new bundle prove itself, then make it the one that works."""
-    python = home / "bundles" / wanted / "bin" / "python"
+def _check(home: Path, wanted: str, check: str, run: Callable[..., Any]) -> None:
+    """Let the new bundle prove itself."""
     try:
-        _call([str(python), "-c", check], run)
+        _call([str(home / "bundles" / wanted / "bin" / "python"), "-c", check], run)
     except InstallError:
         # Made anew at the next boot: what was written just before a crash of the machine may lack its content.
         shutil.rmtree(home / "bundles" / wanted)
         raise
+
+
+def _switch(home: Path, wanted: str) -> None:
+    """Make the new bundle the one that works."""
+    python = home / "bundles" / wanted / "bin" / "python"
     (home / "bin").mkdir(exist_ok=True)
     # Not a link: Python looks for its virtual environment beside the path by which it was called.
     _write(home / "bin" / "python", f'#!/bin/sh\nexec "{python}" "$@"\n', 0o755)
@@ -283,6 +292,13 @@ def _only_one(home: Path) -> Iterator[None]:
     with (home / "install.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    say(f"{what} in {time.monotonic() - started:.1f} s")
 
 
 def main() -> int:

@@ -7,19 +7,20 @@ import base64
 import hashlib
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from pathlib import Path
 
 from cluster.errors import ConfigError
 
 PACKAGES = ("cluster", "launcher")
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+"""Where our packages lie."""
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """A zip file knows no time before."""
 _WHEEL = "Wheel-Version: 1.0\nGenerator: podlaunch\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
-def own_files(root: Path = _ROOT) -> Iterator[tuple[str, bytes]]:
+def own_files(root: Path = ROOT) -> Iterator[tuple[str, bytes]]:
     """Name in the wheel and content of every file of our packages, in order."""
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*")):
@@ -30,14 +31,14 @@ def own_files(root: Path = _ROOT) -> Iterator[tuple[str, bytes]]:
 
 def own_metadata() -> tuple[str, str]:
     """Our version and METADATA. Raises ConfigError in a checkout that is not installed."""
-    try:
-        found = distribution("podlaunch")
-    except PackageNotFoundError:
-        raise ConfigError("podlaunch is not installed here, so its requirements are not known: pip install -e .") from None
-    return found.version, found.read_text("METADATA") or ""
+    for found in distributions(name="podlaunch"):
+        # A build leaves an .egg-info in the checkout, which hides the installation from whoever runs there; it has no such file.
+        if metadata := found.read_text("METADATA"):
+            return found.version, metadata
+    raise ConfigError("podlaunch is not installed here, so its requirements are not known: pip install -e .")
 
 
-def build_wheel(folder: Path, root: Path = _ROOT) -> Path:
+def build_wheel(folder: Path, root: Path = ROOT) -> Path:
     """Write the wheel into `folder`."""
     version, metadata = own_metadata()
     info = f"podlaunch-{version}.dist-info"

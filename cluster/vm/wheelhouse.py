@@ -142,7 +142,7 @@ def _pip(arguments: list[str], progress: Progress) -> None:
             if (large := _LARGE.search(line)) is not None:
                 progress(f"downloading {large[1]} ({large[2]})")
     if process.returncode != 0:
-        errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
+        errors = [line for line in said if line.startswith("ERROR") and line != "ERROR: Exception:"] or [line for line in said if line][-1:]
         raise ClusterError(
             f"what VMs install cannot be downloaded: pip {arguments[0]}: {' '.join(errors)}; check the network and try again"
         )
