@@ -6,8 +6,8 @@
     <folder>/hosts/          the disks of its hosts
     <folder>/storage/        what its object storage holds
 
-A daemon that ends, in whatever way, leaves nodes, hosts and stored objects as they are; the next one finds them again and serves on the
-same ports.
+A daemon that ends, in whatever way, leaves nodes, instances, their hosts and stored objects as they are; the next one finds them again and
+serves on the same ports.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from cluster.emulator.clock import RealClock
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
 from cluster.emulator.http import HttpServer
+from cluster.emulator.model import Machine, NodeRecord
 from cluster.emulator.profile import DEFAULT_PROFILE, INSTANT, Profile
 from cluster.emulator.rest import Rest
 from cluster.emulator.server import Server
@@ -48,9 +49,9 @@ class Endpoint:
     """How a running daemon is reached."""
 
     grpc: str
-    """host:port of the Cloud TPU API over gRPC."""
+    """host:port of the Cloud TPU and Secret Manager APIs over gRPC."""
     rest: str
-    """URL of the same API over REST; empty for a daemon of an earlier version."""
+    """URL of the same APIs and of Compute Engine over REST; empty for a daemon of an earlier version."""
     admin: str
     """URL of its admin endpoint; empty for a daemon of an earlier version."""
     profile: str
@@ -101,7 +102,7 @@ def serve(
         cloud.resume()
         api = Api(cloud)
         server = Server(api, int(store.get("port", "0")))
-        rest = HttpServer(Rest(api).answer, int(store.get("rest_port", "0")))
+        rest = HttpServer(Rest(api, cloud).answer, int(store.get("rest_port", "0")))
         binary = storage_binary()
         storage = Storage(folder, binary) if binary is not None else None
         if storage is not None:
@@ -127,25 +128,26 @@ def serve(
 
 
 def purge(folder: Path) -> int:
-    """End all hosts and forget all nodes, without a daemon; what was stored stays. Returns how many nodes there were.
+    """End all hosts and forget all nodes, instances and secrets, without a daemon. Returns how many nodes and instances there were.
 
-    Raises ClusterError while a daemon runs.
+    Stored objects stay. Raises ClusterError while a daemon runs.
     """
     with only_one(folder, patience=5.0):
         if not (folder / "cloud.sqlite3").exists():
             return 0
         store = Store(folder / "cloud.sqlite3")
-        nodes = store.nodes()
-        for node in nodes:
-            for host in node.hosts:
-                processes.kill_members(marker(node, host))
-                remove_disk(folder / "hosts" / f"{node.uid}-w-{host.worker}")
-            store.remove_node(node.path)
+        machines: list[Machine] = [*store.nodes(), *store.instances()]
+        for machine in machines:
+            for host in machine.hosts:
+                processes.kill_members(marker(machine, host))
+                remove_disk(folder / "hosts" / f"{machine.uid}-w-{host.worker}")
+            (store.remove_node if isinstance(machine, NodeRecord) else store.remove_instance)(machine.path)
         for queued in store.queued():
             store.remove_queued(queued.path)
+        store.remove_secrets()
         store.close()
         shutil.rmtree(folder / "hosts", ignore_errors=True)
-        return len(nodes)
+        return len(machines)
 
 
 @contextmanager
