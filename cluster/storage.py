@@ -1,52 +1,33 @@
-"""One bucket of Cloud Storage.
+"""One bucket of Cloud Storage. What goes wrong is a CloudError (cluster/cloud_errors.py)."""
 
-StorageError             the bucket cannot be used; one line with the next thing to do
-├── BucketMissingError   there is no such bucket
-├── ObjectMissingError   there is no such object
-├── StorageDeniedError   this identity may not do that, or there is none
-└── StorageTimeoutError  no answer in time
-"""
-
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.errors import PodlaunchError
+from cluster.cloud_errors import DeadlineExceededError, NotFoundError, PermissionDeniedError, Service, TransientError, from_exception
 
 T = TypeVar("T")
 
+_CHECK = "check the network, then try again: what was asked for may have happened"
+STORAGE = Service(
+    "Cloud Storage",
+    "storage.googleapis.com",
+    "roles/storage.objectAdmin",
+    next_steps={
+        NotFoundError: "create the bucket (gcloud storage buckets create), or name another one as cluster.bucket or in PODLAUNCH_BUCKET",
+        PermissionDeniedError: "grant {role} on the bucket to this identity, or log in (gcloud auth application-default login)",
+        DeadlineExceededError: _CHECK,
+        TransientError: _CHECK,
+    },
+)
 PATIENCE_S = 120.0
 """How long a request is repeated while the service stumbles."""
 REQUEST_S = 60.0
 """How long one answer may take."""
 _CHUNK_BYTES = 32 * 2**20
 """A large file is sent in pieces of this size, each of which is repeated by itself."""
-
-
-class StorageError(PodlaunchError):
-    """Cloud Storage refused or failed."""
-
-    next_step = "try again, or report it with these words"
-
-    def __init__(self, what: str, words: str) -> None:
-        super().__init__(f"{what}: {' '.join(words.split()) or 'no reason given'}; {self.next_step}")
-
-
-class BucketMissingError(StorageError):
-    next_step = "create it (gcloud storage buckets create), or name another one as cluster.bucket or in PODLAUNCH_BUCKET"
-
-
-class ObjectMissingError(StorageError):
-    next_step = "list what there is: gcloud storage ls gs://BUCKET"
-
-
-class StorageDeniedError(StorageError):
-    next_step = "grant roles/storage.objectAdmin on the bucket to this identity, or log in (gcloud auth application-default login)"
-
-
-class StorageTimeoutError(StorageError):
-    next_step = "check the network, then try again: what was asked for may have happened"
 
 
 class Bucket:
@@ -83,7 +64,7 @@ class Bucket:
                 return False
             return True
 
-        return self._ask(f"creating the bucket {self.name}", create)
+        return self._ask(self.url(""), create)
 
     def upload_once(self, path: Path, blob_name: str) -> bool:
         """Store the file's content unless the object exists already, which counts as success. Returns whether this call stored it.
@@ -104,31 +85,32 @@ class Bucket:
                 return False
             return True
 
-        return self._ask(f"storing {self.url(blob_name)}", upload)
+        return self._ask(self.url(blob_name), upload)
 
     def exists(self, blob_name: str) -> bool:
         """False also when there is no such bucket."""
-        return self._ask(f"looking for {self.url(blob_name)}", lambda: bool(self._blob(blob_name).exists(**self._limits)))
+        return self._ask(self.url(blob_name), lambda: bool(self._blob(blob_name).exists(**self._limits)))
 
     def read(self, blob_name: str) -> bytes:
-        """Raises ObjectMissingError, also when there is no such bucket."""
+        """Raises NotFoundError when there is no such object or bucket."""
 
         def download() -> bytes:
             content: bytes = self._blob(blob_name).download_as_bytes(**self._limits)
             return content
 
-        return self._ask(f"reading {self.url(blob_name)}", download, missing=ObjectMissingError)
+        return self._ask(self.url(blob_name), download)
 
     def list(self, prefix: str = "") -> list[str]:
-        """The names of all objects that begin with `prefix`. Raises BucketMissingError."""
-        what = f"listing {self.url(prefix)}"
-        return self._ask(what, lambda: [blob.name for blob in self._client.list_blobs(self.name, prefix=prefix, **self._limits)])
+        """The names of all objects that begin with `prefix`. Raises NotFoundError when there is no such bucket."""
+        return self._ask(
+            self.url(prefix), lambda: [blob.name for blob in self._client.list_blobs(self.name, prefix=prefix, **self._limits)]
+        )
 
     def delete(self, blob_name: str) -> bool:
         """Returns whether there was such an object."""
         try:
-            self._ask(f"deleting {self.url(blob_name)}", lambda: self._blob(blob_name).delete(**self._limits), missing=ObjectMissingError)
-        except ObjectMissingError:
+            self._ask(self.url(blob_name), lambda: self._blob(blob_name).delete(**self._limits))
+        except NotFoundError:
             return False
         return True
 
@@ -161,29 +143,25 @@ class Bucket:
     def _blob(self, name: str) -> Any:
         return self._client.bucket(self.name).blob(name)
 
-    def _ask(self, what: str, call: Callable[[], T], missing: type[StorageError] = BucketMissingError) -> T:
+    def _ask(self, resource: str, call: Callable[[], T]) -> T:
         """Do `call` and turn what Google's client raises into ours."""
-        from google.api_core import exceptions as core
+        from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
         from requests.exceptions import RequestException
 
         try:
             return call()
-        except core.NotFound as error:
-            raise missing(what, _words(error)) from error
-        except (core.Forbidden, core.Unauthorized) as error:
-            raise StorageDeniedError(what, _words(error)) from error
-        except GoogleAuthError as error:
-            raise StorageDeniedError(what, str(error)) from error
-        except core.RetryError as error:
-            raise StorageTimeoutError(what, str(error.cause or error)) from error
-        except core.GoogleAPICallError as error:
-            raise StorageError(what, _words(error)) from error
-        except (RequestException, OSError) as error:
-            raise StorageTimeoutError(what, str(error)) from error
+        except (GoogleAPIError, GoogleAuthError, RequestException, OSError) as error:
+            raise from_exception(_plain(error), service=STORAGE, resource=resource) from error
 
 
-def _words(error: Any) -> str:
-    """What the service itself said; the message around it repeats the request's URL."""
-    said = [entry.get("message", "") for entry in error.errors if isinstance(entry, dict)]
-    return next((words for words in said if words), str(error.message))
+def _plain(error: Exception) -> Exception:
+    """With the service's words only: Google's client puts the request's URL before them and its own after them, or has JSON there."""
+    from google.api_core.exceptions import GoogleAPICallError
+
+    if not isinstance(error, GoogleAPICallError):
+        return error
+    words = re.sub(r"^[A-Z]+ \S+: |\s*: \('Request failed with status code'.*$", "", str(error.message), flags=re.DOTALL)
+    if (said := re.search(r'"message": *"([^"]*)"', words)) is not None:
+        words = said[1]
+    return type(error)(words, errors=error.errors, response=error.response)

@@ -128,11 +128,9 @@ def serve(
 
 
 def purge(folder: Path) -> int:
-    """End all hosts and forget all nodes, instances and secrets, without a daemon; what object storage holds stays.
+    """End all hosts and forget all nodes, instances and secrets, without a daemon. Returns how many nodes and instances there were.
 
-    Returns how many nodes and instances there were.
-
-    Raises ClusterError while a daemon runs.
+    Stored objects stay. Raises ClusterError while a daemon runs.
     """
     with only_one(folder, patience=5.0):
         if not (folder / "cloud.sqlite3").exists():

@@ -15,10 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cluster.cloud_errors import NotFoundError
 from cluster.config import ClusterConfig
 from cluster.schema import build, to_plain
 from cluster.state import cache_dir, write_atomic
-from cluster.storage import Bucket, BucketMissingError
+from cluster.storage import Bucket
 from cluster.vm.wheel import ROOT, build_wheel, own_files
 from cluster.vm.wheelhouse import PYTHON, locked_wheels, only_builder, portable_python
 
@@ -78,7 +79,7 @@ def ensure_bundle(
     The bucket is created in the region of the first zone where it does not exist. Two commands at once store one bundle.
     `bucket`, `cache`, `root`: instead of those of `config`, of this user, and where our packages lie.
 
-    Raises StorageError, and ClusterError when something cannot be downloaded.
+    Raises CloudError, and ClusterError when something cannot be downloaded.
     """
     assert config.bucket is not None
     bucket = bucket or Bucket(config.bucket, config.storage_endpoint, config.effective_project)
@@ -106,7 +107,7 @@ def _stored(bucket: Bucket, config: ClusterConfig) -> set[str]:
     """What there is in the bucket, which is made where it is missing."""
     try:
         return {*bucket.list("bundles/"), *bucket.list("files/")}
-    except BucketMissingError:
+    except NotFoundError:
         bucket.ensure(config.effective_zones[0].rpartition("-")[0])
         return set()
 

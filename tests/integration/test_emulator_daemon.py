@@ -20,11 +20,12 @@ from google.cloud import tpu_v2
 from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcTransport
 
 from cluster import processes
+from cluster.cloud_errors import DeadlineExceededError
 from cluster.emulator.storage import storage_marker
 from cluster.errors import ClusterError
 from cluster.local import LocalEndpoints, ask_emulator, emulator_status, ensure_emulator, stop_emulator
 from cluster.state import emulator_dir
-from cluster.storage import Bucket, StorageTimeoutError
+from cluster.storage import Bucket
 
 PARENT = "projects/my-project/locations/us-central2-b"
 # Writes what the host finds around it, then stays.
@@ -268,11 +269,11 @@ def test_objects_outlive_the_daemon_and_even_the_stop(tmp_path: Path) -> None:
 def test_storage_is_made_unreachable_and_reachable_again() -> None:
     stored().ensure()
     ask_emulator("POST", "/storage", {"reachable": False})
-    with pytest.raises(StorageTimeoutError):
+    with pytest.raises(DeadlineExceededError):
         stored(patience=0.5, request=0.2).list()
     kill_daemon()
     ensure_emulator("cafe")
-    with pytest.raises(StorageTimeoutError):  # until somebody says otherwise
+    with pytest.raises(DeadlineExceededError):  # until somebody says otherwise
         stored(patience=0.5, request=0.2).list()
     ask_emulator("POST", "/storage", {"reachable": True})
     assert stored().list() == []
