@@ -31,6 +31,7 @@ from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import write_refusals
 from cluster.tpu.slices import ClusterSlice
 from cluster.vm.bootstrap import startup_script
+from cluster.vm.bundle import Bundle
 from cluster.vm.metadata import HOST_ATTRIBUTE
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,12 @@ class SliceNodeProvider(NodeProvider):
         super().__init__(provider_config, cluster_name)
         set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
         config = build(ClusterConfig, provider_config["cluster"])
-        self._slices = slices if slices is not None else TPUProvider.connect(config, patience=PATIENCE_S)
+        if slices is None:
+            slices = TPUProvider.connect(config, patience=PATIENCE_S, owner=provider_config["owner"])
+        self._slices = slices
+        bundle = Bundle.from_dict(provider_config["bundle"])
         self._metadata = {
-            "startup-script": startup_script(provider_config["bundle"]),
+            "startup-script": startup_script(bundle.hash, bundle.location),
             HOST_ATTRIBUTE: provider_config["host_settings"],
         }
         self._head = head_instance_id(cluster_name)
