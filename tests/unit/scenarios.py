@@ -7,7 +7,6 @@ import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
@@ -19,8 +18,10 @@ from cluster.emulator.model import Refusal
 from cluster.emulator.profile import Profile
 from cluster.node_names import slice_id
 from cluster.node_provider import PATIENCE_S, SliceNodeProvider
+from cluster.secret_place import SecretPlace
 from cluster.tpu.errors import TPUError
 from cluster.tpu.provider import TPUProvider
+from cluster.vm.bundle import Bundle
 from tests.inprocess import Channel, World, world
 
 ZONES = ("us-central2-b", "us-east5-a", "europe-west4-a")
@@ -364,7 +365,8 @@ class Player:
 
     def _node_provider(self, channel: Channel) -> SliceNodeProvider:
         config = self.scenario.config
-        file = autoscaler_config(config, host_settings(config, "127.0.0.9:1", Path("/token")), "bundle-hash")
+        settings = host_settings(config, "127.0.0.9:1", SecretPlace(file="/token"))
+        file = autoscaler_config(config, settings, Bundle("bundle-hash"), "0123456789ab")
         return SliceNodeProvider(file["provider"], config.name, self._provider(channel, PATIENCE_S))
 
 

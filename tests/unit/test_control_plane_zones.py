@@ -16,8 +16,10 @@ from cluster.emulator.faults import PRESETS, Effect, Fault
 from cluster.emulator.profile import REALISTIC
 from cluster.errors import ConfigError
 from cluster.node_provider import SliceNodeProvider
+from cluster.secret_place import SecretPlace
 from cluster.tpu.errors import DeadlineExceededError, PermissionDeniedError, TPUError, TransientError
 from cluster.tpu.lifecycle import Life
+from cluster.vm.bundle import Bundle
 from tests.inprocess import Channel, Failure, World, world
 
 A, B = "us-central2-b", "us-east5-a"
@@ -148,7 +150,8 @@ def test_what_an_earlier_process_was_refused_does_not_end_a_new_start(emulated: 
 
 
 def node_provider(emulated: World, config: ClusterConfig, channel: Channel | None = None) -> SliceNodeProvider:
-    file = autoscaler_config(config, host_settings(config, "127.0.0.9:1", Path("/token")), "bundle-hash")
+    settings = host_settings(config, "127.0.0.9:1", SecretPlace(file="/token"))
+    file = autoscaler_config(config, settings, Bundle("bundle-hash"), "0123456789ab")
     return SliceNodeProvider(file["provider"], config.name, emulated.provider(config, channel, patience=0.0))
 
 
