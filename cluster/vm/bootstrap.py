@@ -34,9 +34,9 @@ _INSTALL = Template("""\
     exit 1
   fi
   mkdir -p "$$PODLAUNCH_HOME" || exit 1
-  python3 -I - $place <<'PODLAUNCH_INSTALL_END' || exit 1
+  python3 -I - $place <<'END_OF_INSTALL' || exit 1
 $program
-PODLAUNCH_INSTALL_END""")
+END_OF_INSTALL""")
 
 
 def startup_script(bundle: str, location: BundleLocation | None = None, *, agent: str = HOST_AGENT) -> str:
