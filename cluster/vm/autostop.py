@@ -28,7 +28,7 @@ def list_jobs(http: RayHttp) -> list[Job]:
 
 
 class IdleWatch:
-    """Knows since when nobody has used the cluster. That its head began to answer counts as use: a cluster lives at least `limit` seconds."""
+    """Knows since when nobody has used the cluster. The head's first answer counts as use: a cluster lives at least `limit` seconds."""
 
     def __init__(self, limit: float, jobs: Callable[[], Sequence[Job]], clock: Callable[[], float]) -> None:
         """`clock`: seconds since the epoch."""
