@@ -120,7 +120,7 @@ class Tunnel:
             if gcloud is None:
                 words = "gcloud is not installed; install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install)"
                 raise TunnelError(f"no tunnel to {self.instance}: {words}, or set cluster.head_access=direct inside the VPC")
-            port = _free_port(self.remote_port)
+            port = _free_port(self._usual_port)
             self._log.unlink(missing_ok=True)  # the words must be of this try
             process = processes.spawn(self.command(gcloud, port), marker=self.marker, env=env, log=self._log, cwd=self.folder)
             write_atomic(self._record, json.dumps({"port": port, "process": vars(process)}))
@@ -161,6 +161,11 @@ class Tunnel:
         processes.kill_members(self.marker)
 
     @property
+    def _usual_port(self) -> int:
+        """The same for a cluster every time, so that its address in the browser stays; not 8265, which a Ray of this machine would want."""
+        return 18265 + int(self.marker[-4:], 16) % 10_000
+
+    @property
     def _record(self) -> Path:
         return self.folder / "tunnel.json"
 
@@ -191,7 +196,7 @@ def accepts(port: int) -> bool:
 
 
 def _free_port(wanted: int) -> int:
-    """`wanted` where it is free, so that the address in the browser is the usual one."""
+    """`wanted` where it is free, else any."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             try:

@@ -28,12 +28,12 @@ def list_jobs(http: RayHttp) -> list[Job]:
 
 
 class IdleWatch:
-    """Knows since when nobody has used the cluster. The head's start counts as use: the cluster is at least `limit` seconds old."""
+    """Knows since when nobody has used the cluster. The head's first answer counts as use: a cluster lives at least `limit` seconds."""
 
     def __init__(self, limit: float, jobs: Callable[[], Sequence[Job]], clock: Callable[[], float]) -> None:
         """`clock`: seconds since the epoch."""
         self._limit, self._jobs, self._clock = limit, jobs, clock
-        self._last_use = clock()
+        self._last_use: float | None = None
 
     def due(self) -> bool:
         """One look. A job server that does not answer proves nothing, so nothing is due then."""
@@ -45,7 +45,8 @@ class IdleWatch:
         now = self._clock()
         ends = [job.ended for job in jobs if job.ended is not None]
         # A run that came and went between two looks is known by its end.
-        self._last_use = now if any(job.going_on for job in jobs) else max([self._last_use, *ends])
+        before = now if self._last_use is None else self._last_use
+        self._last_use = now if any(job.going_on for job in jobs) else max([before, *ends])
         return now - self._last_use >= self._limit
 
 

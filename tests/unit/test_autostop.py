@@ -24,7 +24,9 @@ class World:
         return self.jobs
 
     def idle(self, limit: float = 60.0) -> IdleWatch:
-        return IdleWatch(limit, self.list_jobs, self.clock)
+        made = IdleWatch(limit, self.list_jobs, self.clock)
+        assert not made.due(), "its head has just begun to answer"
+        return made
 
 
 def test_a_cluster_that_nobody_uses_is_due_once_it_is_old_enough() -> None:
@@ -58,6 +60,18 @@ def test_a_run_that_came_and_went_between_two_looks_counts() -> None:
     world.now = 1129.9
     assert not idle.due()
     world.now = 1130.0
+    assert idle.due()
+
+
+def test_the_time_that_a_head_takes_to_start_does_not_count() -> None:
+    world = World()
+    world.jobs = None
+    idle = IdleWatch(60.0, world.list_jobs, world.clock)
+    world.now += 500.0
+    assert not idle.due()
+    world.jobs = []
+    assert not idle.due()
+    world.now += 60.0
     assert idle.due()
 
 
