@@ -149,6 +149,7 @@ class ProcessHosts:
         script = disk / "startup-script"
         write_atomic(script, node.message.metadata.get("startup-script", ""), mode=0o700)
         self._install_image(disk)
+        self._install_devices(node, disk)
         log.info("host %s-w-%d boots at %s", node.node_id, host.worker, host.ip)
         argv = ["bash", str(script)]
         return processes.spawn(argv, marker=marker(node, host), env=self._environment(node, host, disk), log=disk / "serial.log", cwd=home)
@@ -160,6 +161,12 @@ class ProcessHosts:
         path = f"PYTHONPATH={shlex.quote(str(self._python))} " if self._python is not None else ""
         write_atomic(program, f'#!/bin/sh\n{path}exec {shlex.quote(sys.executable)} "$@"\n', mode=0o700)
         write_atomic(opt / "bundle.sha256", self._image_bundle)
+
+    def _install_devices(self, node: NodeRecord, disk: Path) -> None:
+        """A file for every chip, where a TPU VM has a device."""
+        folder = private_dir(disk / "dev")
+        for chip in range(node.kind.chips_per_host):
+            (folder / f"accel{chip}").touch()
 
     def _environment(self, node: NodeRecord, host: HostRecord, disk: Path) -> dict[str, str]:
         """From scratch: a host must not inherit what happens to be set where the daemon was started."""
@@ -174,6 +181,7 @@ class ProcessHosts:
             "SPT_NOENV": "1",
             "GCE_METADATA_HOST": f"{host.ip}:{host.metadata_port}",
             "PODLAUNCH_HOME": str(disk / "opt" / "podlaunch"),
+            "PODLAUNCH_DEVICES": str(disk / "dev"),
             "PODLAUNCH_STATE_DIR": str(self._state_dir),
             "XDG_CACHE_HOME": caches,
             "JAX_PLATFORMS": "cpu",

@@ -15,7 +15,22 @@ if [ "$$present" != "$$wanted" ]; then
   echo "podlaunch: this image holds the bundle '$$present', the cluster wants '$$wanted'" >&2
   exit 1
 fi
-exec "$$home/bin/python" -m cluster.vm.host_agent
+# The agent is started again when it dies; what it keeps alive lives on meanwhile, and the next one takes it over.
+pause=1
+trap 'ending=1; kill -TERM "$$agent" 2>/dev/null' TERM
+while true; do
+  "$$home/bin/python" -m cluster.vm.host_agent &
+  agent=$$!
+  began=$$SECONDS
+  wait "$$agent"; code=$$?
+  while kill -0 "$$agent" 2>/dev/null; do wait "$$agent"; code=$$?; done
+  [ -n "$$ending" ] && exit 0
+  [ $$((SECONDS - began)) -ge 60 ] && pause=1
+  echo "podlaunch: the host agent ended with code $$code; again in $$pause s" >&2
+  sleep "$$pause" & wait $$!
+  [ -n "$$ending" ] && exit 0
+  pause=$$((pause < 30 ? pause * 2 : 30))
+done
 """)
 
 

@@ -49,7 +49,8 @@ def test_a_missing_or_impossible_worker_id_never_becomes_zero(worker: str) -> No
 def test_only_worker_0_carries_the_autoscalers_instance_and_the_slices_resource(worker: int) -> None:
     identity = HostIdentity("mine-0", worker, ("10.0.0.1", "10.0.0.2"), "v4-16", "2x2x2")
     leaked = {"RAY_CLOUD_INSTANCE_ID": "the-head", "RAY_NODE_TYPE_NAME": "head", "MEGASCALE_SLICE_ID": "7", "PATH": "/bin"}
-    env = host_environment(identity, SETTINGS, leaked)
+    env = host_environment(identity, SETTINGS, Path("/host"), leaked)
+    assert env["PODLAUNCH_HOST_DIR"] == "/host"
     assert env.get("RAY_CLOUD_INSTANCE_ID") == ("mine-0" if worker == 0 else None)
     assert "MEGASCALE_SLICE_ID" not in env
     assert (env["RAY_AUTH_MODE"], env["RAY_AUTH_TOKEN_PATH"], env["PATH"]) == ("token", "/state/token", "/bin")
