@@ -24,7 +24,7 @@ while true; do
   began=$$SECONDS
   wait "$$agent"; code=$$?
   while kill -0 "$$agent" 2>/dev/null; do wait "$$agent"; code=$$?; done
-  [ -n "$$ending" ] && exit 0
+  [ -n "$$ending" ] || [ "$$code" -eq 0 ] && exit 0
   [ $$((SECONDS - began)) -ge 60 ] && pause=1
   echo "podlaunch: the host agent ended with code $$code; again in $$pause s" >&2
   sleep "$$pause" & wait $$!
