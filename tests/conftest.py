@@ -5,7 +5,6 @@ from collections import defaultdict
 import pytest
 
 
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos", choices=("short", "full"), default="short", help="how many of the tests under tests/chaos to run")
 

@@ -59,5 +59,5 @@ def _is_device(path: Path, devices: Path) -> bool:
 
 def _command(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
-        return " ".join(process.cmdline()) or process.name()
+        return " ".join(" ".join(process.cmdline()).split()) or process.name()
     return "(gone)"

@@ -3,7 +3,6 @@
 `--chaos=full` runs every one; without it the ones that take longest, or show what another one shows too, are left out.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from launcher.runs import RunDirectory
 from tests.integration.conftest import Home, eventually, launch_command, make_home
 
 STEPS = 40
+SMALL = ("trainer.seq_len=32", "trainer.eval_batches=1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,25 +42,43 @@ class Cluster:
     def slices(self) -> list[str]:
         return [node["name"].rpartition("/")[2] for node in self.admin("GET", "/nodes")]
 
-    def host_processes(self, worker: int, words: str) -> list[psutil.Process]:
-        """Processes of one host of the slice whose command line holds `words`."""
-        (uid,) = {path.name.rpartition("-w-")[0] for path in (self.home.state / "emulator" / "hosts").iterdir()}
-        found = []
-        for process in self.home.processes():
-            try:
-                if process.environ().get("PODLAUNCH_OWNER") == f"host-{uid}-w-{worker}" and words in " ".join(process.cmdline()):
-                    found.append(process)
-            except psutil.Error:
-                continue
+    def disk(self, worker: int) -> Path:
+        """Of a host of the only slice."""
+        (disk,) = (self.home.state / "emulator" / "hosts").glob(f"*-w-{worker}")
+        return disk
+
+    def host_process(self, worker: int, words: str) -> psutil.Process:
+        """The one process of that host whose command line holds `words`."""
+        (found,) = [process for process in self.home.processes() if _is(process, f"host-{self.disk(worker).name}", words)]
         return found
+
+    def kill_raylet(self, worker: int) -> None:
+        self.host_process(worker, "raylet/raylet ").kill()
+
+    def kill_agents(self) -> None:
+        for worker in range(2):
+            self.host_process(worker, "cluster.vm.host_agent").kill()
+
+    def preempt(self, *, notice: float) -> str:
+        """Take the only slice back; its name."""
+        (name,) = self.slices()
+        self.admin("POST", "/preempt", node=name, notice=notice)
+        return name
 
     def start(self, name: str, *, until: int, steps: int = STEPS, every: int = 10) -> "Run":
         """A run that has done step `until`."""
-        settings = (f"run.name={name}", f"trainer.steps={steps}", f"trainer.checkpoint_every={every}", "trainer.log_every=1")
+        settings = (f"run.name={name}", f"trainer.steps={steps}", f"trainer.checkpoint_every={every}", "trainer.log_every=1", *SMALL)
         process = self.home.start(*launch_command(*settings, "cluster.head_lost_grace=20s"))
         run = Run(self.home.run(name), process)
         eventually(lambda: (status := run.directory.status()) is not None and status.step >= until, f"step {until} of {name}")
         return run
+
+
+def _is(process: psutil.Process, owner: str, words: str) -> bool:
+    try:
+        return process.environ().get("PODLAUNCH_OWNER") == owner and words in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 @dataclass(frozen=True)
@@ -74,8 +92,11 @@ class Run:
         assert self.process.returncode == 0, output
         return str(output)
 
+    def reaches(self, step: int, attempt: int) -> None:
+        eventually(lambda: step in self.losses(attempt), f"step {step} of attempt {attempt}")
+
     def losses(self, attempt: int) -> dict[int, float]:
-        rows = [json.loads(line) for line in (self.directory.path / "metrics.jsonl").read_text().splitlines()]
+        rows = list(self.directory.metrics())
         return {row["step"]: row["loss"] for row in rows if row["attempt"] == attempt and "loss" in row}
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -98,7 +119,3 @@ def undisturbed(cluster: Cluster) -> dict[int, float]:
     run = cluster.start("undisturbed", until=1)
     run.end()
     return run.losses(0)
-
-
-def hosts_folder(home: Home) -> Path:
-    return home.state / "emulator" / "hosts"

@@ -1,6 +1,9 @@
 """What befalls the hosts of a run: the run comes to the end it would have come to, and nothing is left over."""
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +11,8 @@ from launcher.runs import RunState
 from tests.chaos.conftest import STEPS, Cluster, Run
 from tests.integration.conftest import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
+HOLD = "import sys, time; held = open(sys.argv[1]); print('held', flush=True); time.sleep(600)"
 
 
 def check_end(run: Run, undisturbed: dict[int, float], *, preempted: int = 0, infrastructure: int = 0) -> None:
@@ -16,32 +20,61 @@ def check_end(run: Run, undisturbed: dict[int, float], *, preempted: int = 0, in
     status = run.directory.status()
     assert status is not None
     assert status.state is RunState.SUCCEEDED
-    assert (status.recoveries.preempted, status.recoveries.infrastructure) == (preempted, infrastructure), status.first_failure
+    assert (status.recoveries.preempted, status.recoveries.infrastructure) == (preempted, infrastructure), run.events("failure")
     attempts = [run.losses(attempt) for attempt in range(status.attempt + 1)]
     assert sorted({step for losses in attempts for step in losses}) == list(range(1, STEPS + 1))
     for losses in attempts:
         assert losses == {step: undisturbed[step] for step in losses}
 
 
-def test_a_preemption_with_notice_checkpoints_first_and_goes_on_on_a_new_slice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
-    (before,) = cluster.slices()
-    run = cluster.start("preempted", until=13, every=1000)
-    cluster.admin("POST", "/preempt", node=before, notice=30)
-    output = run.end()
-    check_end(run, undisturbed, preempted=1)
+def test_one_run_survives_its_agents_a_raylet_a_poisoned_host_and_two_preemptions(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("battered", until=3, every=1000)
+    (first_slice,) = cluster.slices()
+
+    cluster.kill_agents()
+    run.reaches(6, attempt=0)
+    for worker in range(2):
+        log = cluster.home.state / "logs" / f"host-{first_slice}-{worker}.log"
+        eventually(lambda log=log: "taking over Ray" in log.read_text(), f"a new agent on worker {worker}")
+
+    lock = Path(cluster.host_process(1, "cluster.vm.host_agent").environ()["TMPDIR"]) / "libtpu_lockfile"
+    lock.touch()
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(cluster.disk(1) / "dev" / "accel0")], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    cluster.kill_raylet(1)
+    run.reaches(3, attempt=1)
+    assert cluster.slices() == [first_slice], "worker 1 joined again"
+    assert holder.wait(20) == -signal.SIGTERM
+    holder.stdout.close()
+    assert not lock.exists()
+
+    cluster.preempt(notice=30)
+    run.reaches(STEPS // 2, attempt=2)
     (checkpoint, *_) = run.events("checkpoint")
-    assert checkpoint["step"] >= 13, "taken on notice: no other was due"
-    (first,) = [event for event in run.events("first_step") if event["attempt"] == 1]
-    assert first["step"] == checkpoint["step"] + 1, "no step was lost"
+    assert min(run.losses(2)) == checkpoint["step"] + 1 == max(run.losses(1)) + 1, "taken on notice: none was due, and no step was lost"
+    second_slice = cluster.preempt(notice=0)
+    assert second_slice != first_slice
+
+    run.end()
+    check_end(run, undisturbed, preempted=2, infrastructure=1)
     assert {event["kind"] for event in run.events("notice")} == {"preempted"}
-    assert cluster.slices() != [before]
-    assert "preempted" in output
+    assert second_slice not in cluster.slices()
 
 
+@pytest.mark.long
+def test_a_preemption_with_notice_checkpoints_first_and_goes_on_on_a_new_slice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("preempted", until=13, every=1000)
+    before = cluster.preempt(notice=30)
+    run.end()
+    check_end(run, undisturbed, preempted=1)
+    assert before not in cluster.slices()
+
+
+@pytest.mark.long
 def test_a_preemption_without_notice_is_charged_to_the_cloud(cluster: Cluster, undisturbed: dict[int, float]) -> None:
     run = cluster.start("taken", until=13)
-    (before,) = cluster.slices()
-    cluster.admin("POST", "/preempt", node=before, notice=0)
+    before = cluster.preempt(notice=0)
     run.end()
     check_end(run, undisturbed, preempted=1)
     assert before not in cluster.slices()
@@ -58,40 +91,43 @@ def test_a_maintenance_event_moves_the_run_to_a_new_slice(cluster: Cluster, undi
     assert before not in cluster.slices()
 
 
-@pytest.mark.parametrize("worker", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long
+@pytest.mark.parametrize("worker", [0, 1])
 def test_the_death_of_a_raylet_costs_its_host_or_with_worker_0_its_slice(
     cluster: Cluster, undisturbed: dict[int, float], worker: int
 ) -> None:
     run = cluster.start(f"raylet-{worker}", until=13)
     (before,) = cluster.slices()
-    (raylet,) = [process for process in cluster.host_processes(worker, "raylet/raylet") if "raylet" in process.name()]
-    raylet.send_signal(signal.SIGKILL)
+    cluster.kill_raylet(worker)
     run.end()
     check_end(run, undisturbed, infrastructure=1)
     assert (cluster.slices() == [before]) is (worker == 1)
 
 
-def test_a_killed_host_agent_comes_back_and_the_run_does_not_notice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+@pytest.mark.long
+def test_a_sick_machine_is_replaced_with_its_slice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("sick", until=13)
+    (before,) = cluster.slices()
+    with (run.directory.path / "logs" / "0" / "host-1.log").open("a") as log:
+        log.write("RuntimeError: Failed to initialize TPU system\n")
+    cluster.host_process(1, "launcher.training.child").kill()
+    run.end()
+    check_end(run, undisturbed, infrastructure=1)
+    assert before not in cluster.slices()
+
+
+@pytest.mark.long
+def test_killed_host_agents_come_back_and_the_run_does_not_notice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
     run = cluster.start("agentless", until=5)
-    agents = cluster.host_processes(0, "cluster.vm.host_agent") + cluster.host_processes(1, "cluster.vm.host_agent")
-    assert len(agents) == 2
-    for agent in agents:
-        agent.send_signal(signal.SIGKILL)
+    cluster.kill_agents()
     run.end()
     check_end(run, undisturbed)
-    eventually(lambda: len(cluster.host_processes(0, "cluster.vm.host_agent")) == 1, "a new agent")
-    (log,) = (cluster.home.state / "logs").glob(f"host-{cluster.slices()[0]}-0.log")
-    assert "taking over Ray" in log.read_text()
-
-
-def test_what_holds_an_accelerator_before_ray_starts_is_ended(cluster: Cluster) -> None:
-    """On the disk that a host reboots with."""
 
 
 def test_slices_whose_head_is_gone_for_good_delete_themselves(cluster: Cluster, undisturbed: dict[int, float]) -> None:
-    """The last test of this file: it costs the cluster."""
+    """The last one: it costs the cluster."""
     assert cluster.slices()
     for process in cluster.home.processes():
         if process.environ().get("PODLAUNCH_OWNER", "").startswith("head-"):
-            process.send_signal(signal.SIGKILL)
+            process.kill()
     eventually(lambda: cluster.slices() == [], "no slice bills for nobody", limit=120)
