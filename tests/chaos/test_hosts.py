@@ -33,9 +33,8 @@ def test_one_run_survives_its_agents_a_raylet_a_poisoned_host_and_two_preemption
 
     cluster.kill_agents()
     run.reaches(6, attempt=0)
-    for worker in range(2):
-        log = cluster.home.state / "logs" / f"host-{first_slice}-{worker}.log"
-        eventually(lambda log=log: "taking over Ray" in log.read_text(), f"a new agent on worker {worker}")
+    logs = [cluster.home.state / "logs" / f"host-{first_slice}-{worker}.log" for worker in range(2)]
+    eventually(lambda: all("taking over Ray" in log.read_text() for log in logs), "new agents")
 
     lock = Path(cluster.host_process(1, "cluster.vm.host_agent").environ()["TMPDIR"]) / "libtpu_lockfile"
     lock.touch()

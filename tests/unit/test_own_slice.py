@@ -78,17 +78,17 @@ def test_a_slice_of_the_users_own_is_never_deleted() -> None:
 def test_the_head_is_lost_after_several_tries_and_counts_from_the_last_answer() -> None:
     clock, answers = Clock(), [True, *[False] * 10]
     watch = HeadWatch(lambda: answers.pop(0), clock, 10.0)
-    assert not watch.reachable, "nobody has tried"
+    reachable = [watch.reachable]
     watch.tick()
-    assert watch.reachable
+    assert [*reachable, watch.reachable] == [False, True], "at first nobody has tried"
     for _ in range(FAILURES - 1):
         clock.now += 10
         watch.tick()
-    assert not watch.reachable
-    assert watch.lost_for == 0, "one try may fail"
+    lost_for = [watch.lost_for]
     clock.now += 10
     watch.tick()
-    assert watch.lost_for == FAILURES * 10
+    assert [*lost_for, watch.lost_for] == [0, FAILURES * 10], "one try may fail"
+    assert not watch.reachable
 
 
 def test_a_head_that_comes_back_is_there_again() -> None:
@@ -104,7 +104,12 @@ def test_a_head_that_comes_back_is_there_again() -> None:
 def test_the_head_is_tried_once_an_interval() -> None:
     clock = Clock()
     tries: list[float] = []
-    watch = HeadWatch(lambda: not tries.append(clock.now), clock, 10.0)
+
+    def reach() -> bool:
+        tries.append(clock.now)
+        return True
+
+    watch = HeadWatch(reach, clock, 10.0)
     for _ in range(30):
         watch.tick()
         clock.now += 1
