@@ -164,5 +164,5 @@ def test_short_durations_are_said_in_one_unit(seconds: float, text: str) -> None
 
 def test_the_grace_without_a_head_is_a_length_of_time() -> None:
     assert ClusterConfig(name="c", accelerator_type="v4-16", head_lost_grace="90s").head_lost_grace_seconds == 90.0
-    with pytest.raises(ConfigError, match="cluster.head_lost_grace 'soon'"):
+    with pytest.raises(ConfigError, match=r"cluster\.head_lost_grace 'soon'"):
         ClusterConfig(name="c", accelerator_type="v4-16", head_lost_grace="soon")
