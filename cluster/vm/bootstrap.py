@@ -17,16 +17,16 @@ if [ "$$present" != "$$wanted" ]; then
 fi
 # The agent is started again when it dies; what it keeps alive lives on meanwhile, and the next one takes it over.
 pause=1
-trap 'ending=1; kill -TERM "$$agent" 2>/dev/null' TERM
+trap 'ending=1; kill -TERM "$$pid" 2>/dev/null' TERM
 while true; do
   "$$home/bin/python" -m cluster.vm.host_agent &
-  agent=$$!
+  pid=$$!
   began=$$SECONDS
-  wait "$$agent"; code=$$?
-  while kill -0 "$$agent" 2>/dev/null; do wait "$$agent"; code=$$?; done
+  wait "$$pid"; code=$$?
+  while kill -0 "$$pid" 2>/dev/null; do wait "$$pid"; code=$$?; done
   [ -n "$$ending" ] || [ "$$code" -eq 0 ] && exit 0
   [ $$((SECONDS - began)) -ge 60 ] && pause=1
-  echo "podlaunch: the host agent ended with code $$code; again in $$pause s" >&2
+  echo "podlaunch: the agent ended with code $$code; again in $$pause s" >&2
   sleep "$$pause" & wait $$!
   [ -n "$$ending" ] && exit 0
   pause=$$((pause < 30 ? pause * 2 : 30))

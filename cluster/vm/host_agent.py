@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.logs import set_up_logging
@@ -23,10 +23,10 @@ from cluster.vm import metadata
 from cluster.vm.cleanup import clean_host
 from cluster.vm.head_watch import HeadWatch, accepts
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, host_dir, write_notice
+from cluster.vm.host_ray import HostRay
 from cluster.vm.metadata import HostIdentity
 from cluster.vm.notices import NoticeWatch
 from cluster.vm.own_slice import OwnSlice
-from cluster.vm.ray_keeper import RayKeeper
 from cluster.vm.settings import HostSettings
 
 logger = logging.getLogger(__name__)
@@ -90,13 +90,13 @@ def ray_start_command(identity: HostIdentity, settings: HostSettings, temp_dir: 
 
 
 class HostAgent:
-    """Everything that a host does for itself, one `tick` after the other; nothing in it waits for long."""
+    """Everything that a host does for itself, one round of `steps` after the other; nothing in it waits for long."""
 
     def __init__(
         self,
         identity: HostIdentity,
         folder: Path,
-        ray: RayKeeper,
+        ray: HostRay,
         notices: NoticeWatch,
         head: HeadWatch,
         own_slice: OwnSlice,
@@ -111,50 +111,64 @@ class HostAgent:
         self._notice: Notice | None = None
         self._flush_at = float("inf")
 
-    def tick(self) -> None:
-        self._take(self._notices.poll())
-        self._head.tick()
-        self._ray.tick(may_start=self._head.reachable and self._notice is None)
-        if self._clock() >= self._flush_at:
-            self._flush_at = float("inf")
-            os.sync()  # logs and what else is still in memory: a second later this machine is gone
-        if self._head.lost_for > self._grace:
-            self._own_slice.delete(f"the head has not been reached for {self._head.lost_for:.0f} s")
-        elif self._ray.failing:
-            self._own_slice.delete(f"Ray cannot be kept up on worker {self._identity.worker_id}")
+    @property
+    def steps(self) -> Sequence[Callable[[], None]]:
+        """One round; each step stands by itself, so that an error in one does not keep the others from being done."""
+        return (self._watch_notices, self._head.tick, self._keep_ray, self._flush, self._give_up)
 
     def end(self) -> None:
         """Within `END_GRACE_S` and a moment."""
         self._ray.end(END_GRACE_S)
 
-    def _take(self, notice: Notice | None) -> None:
+    def _watch_notices(self) -> None:
         """A new notice goes to the runner of this host by a file, and to Ray, which then places nothing here any more."""
+        notice = self._notices.poll()
         if notice is self._notice:
             return
-        self._notice = notice
         write_notice(self._folder, notice)
+        self._notice = notice
         if notice is None:
             logger.info("the notice was taken back")
             self._flush_at = float("inf")
             return
-        left = notice.deadline - self._clock()
-        logger.warning("%s: this host ends in about %.0f s", notice.kind, left)
+        logger.warning("%s: this host ends in about %.0f s", notice.kind, notice.deadline - self._clock())
         self._flush_at = notice.deadline - FLUSH_BEFORE_S
         self._ray.ask_to_end()
 
+    def _keep_ray(self) -> None:
+        self._ray.tick(may_start=self._head.reachable and self._notice is None)
 
-def run(agent: HostAgent, ending: threading.Event) -> None:
-    """Until `ending` is set. An error in one round is logged, and the next round comes: a host must not be lost to its agent's bug."""
-    last = ""
-    while not ending.wait(TICK_S):
-        try:
-            agent.tick()
-            last = ""
-        except Exception as error:  # the outermost loop
-            if repr(error) != last:
-                logger.exception("this round failed; going on")
-            last = repr(error)
-    agent.end()
+    def _flush(self) -> None:
+        if self._clock() >= self._flush_at:
+            self._flush_at = float("inf")
+            os.sync()  # logs and what else is still in memory: a second later this machine is gone
+
+    def _give_up(self) -> None:
+        """When nobody else will: the slice deletes itself."""
+        if self._head.lost_for > self._grace:
+            self._own_slice.delete(f"the head has not been reached for {self._head.lost_for:.0f} s")
+        elif self._ray.failing:
+            self._own_slice.delete(f"Ray cannot be kept up on worker {self._identity.worker_id}")
+
+
+class Rounds:
+    """Does the steps of one round; an error is logged once for as long as it stays the same, and the next round comes: a host must not be
+    lost to its agent's bug.
+    """
+
+    def __init__(self, steps: Sequence[Callable[[], None]]) -> None:
+        self._steps = steps
+        self._told = [""] * len(steps)
+
+    def next(self) -> None:
+        for index, step in enumerate(self._steps):
+            try:
+                step()
+                self._told[index] = ""
+            except Exception as error:  # the outermost loop
+                if repr(error) != self._told[index]:
+                    logger.exception("a step of this round failed; going on")
+                self._told[index] = repr(error)
 
 
 def make_agent(identity: HostIdentity, settings: HostSettings, fetch: metadata.Fetch) -> HostAgent:
@@ -172,7 +186,7 @@ def make_agent(identity: HostIdentity, settings: HostSettings, fetch: metadata.F
         marker = os.environ.get(MARKER, name)
         return spawn(command, marker=marker, env=env, log=logs_dir() / f"{name}.out", cwd=folder)
 
-    ray = RayKeeper(start, folder, time.monotonic, rejoin_after=LET_DELETE_S if identity.worker_id == 0 else 0.0)
+    ray = HostRay(start, folder, time.monotonic, rejoin_after=LET_DELETE_S if identity.worker_id == 0 else 0.0)
     if not ray.up:
         write_notice(folder, None)  # of a life before the last boot
     interval = min(HEAD_INTERVAL_S, settings.head_lost_grace_s / 10)
@@ -200,7 +214,11 @@ def main() -> None:
     logger.info("host %d of slice %s, cluster %s", identity.worker_id, identity.slice_name, settings.cluster)
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
-    run(make_agent(identity, settings, fetch), ending)
+    agent = make_agent(identity, settings, fetch)
+    rounds = Rounds(agent.steps)
+    while not ending.wait(TICK_S):
+        rounds.next()
+    agent.end()
 
 
 if __name__ == "__main__":

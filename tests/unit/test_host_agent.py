@@ -18,12 +18,12 @@ from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord, kill_members, reap, spawn
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.head_watch import FAILURES, HeadWatch
-from cluster.vm.host_agent import FLUSH_BEFORE_S, OTHERS_DELAY_S, HostAgent, host_environment, ray_start_command, run
+from cluster.vm.host_agent import FLUSH_BEFORE_S, OTHERS_DELAY_S, HostAgent, Rounds, host_environment, ray_start_command
 from cluster.vm.host_dir import NoticeKind, read_notice
+from cluster.vm.host_ray import HostRay
 from cluster.vm.metadata import HostIdentity, read_identity
 from cluster.vm.notices import NoticeWatch
 from cluster.vm.own_slice import OwnSlice
-from cluster.vm.ray_keeper import RayKeeper
 from cluster.vm.ray_process import RayProcess, restart_delays
 from cluster.vm.settings import HostSettings
 
@@ -147,7 +147,7 @@ class World:
         return HostAgent(
             identity,
             self.folder,
-            RayKeeper(self.start, self.folder, clock),
+            HostRay(self.start, self.folder, clock),
             NoticeWatch(self.fetch, clock, 30.0),
             HeadWatch(lambda: self.head, clock, 10.0),
             OwnSlice("mine-0", "us-central2-b", lambda: self, clock, owned=True),
@@ -158,7 +158,7 @@ class World:
     def pass_time(self, agent: HostAgent, seconds: float) -> None:
         for _ in range(int(seconds / 10)):
             self.now += 10
-            agent.tick()
+            tick(agent)
 
 
 @pytest.fixture
@@ -182,9 +182,9 @@ def test_a_host_joins_when_the_head_is_there_and_not_before(world: World) -> Non
 
 def test_a_notice_is_written_down_and_drains_ray_which_does_not_come_back(world: World) -> None:
     agent = world.agent()
-    agent.tick()
+    tick(agent)
     world.metadata["instance/preempted"] = "TRUE"
-    agent.tick()
+    tick(agent)
     notice = read_notice(world.folder)
     assert notice is not None
     assert (notice.kind, notice.deadline) == (NoticeKind.PREEMPTED, world.now + 30)
@@ -196,7 +196,7 @@ def test_a_notice_is_written_down_and_drains_ray_which_does_not_come_back(world:
 def test_maintenance_that_is_taken_back_lets_ray_start_again(world: World) -> None:
     agent = world.agent()
     world.metadata["instance/maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
-    agent.tick()
+    tick(agent)
     assert read_notice(world.folder) is not None
     world.metadata["instance/maintenance-event"] = "NONE"
     world.pass_time(agent, 10)
@@ -211,7 +211,7 @@ def test_what_is_in_memory_is_written_in_the_last_second(world: World, monkeypat
     world.metadata["instance/preempted"] = "TRUE"
     began = world.now
     for _ in range(40):
-        agent.tick()
+        tick(agent)
         world.now += 1
     assert synced == [began + 30 - FLUSH_BEFORE_S]
 
@@ -219,7 +219,7 @@ def test_what_is_in_memory_is_written_in_the_last_second(world: World, monkeypat
 @pytest.mark.parametrize("worker", [0, 1])
 def test_a_slice_deletes_itself_when_the_head_is_gone_worker_0_first(world: World, worker: int) -> None:
     agent = world.agent(worker)
-    agent.tick()
+    tick(agent)
     world.head = False
     limit = 1800 + (0 if worker == 0 else OTHERS_DELAY_S)
     world.pass_time(agent, limit)
@@ -230,7 +230,7 @@ def test_a_slice_deletes_itself_when_the_head_is_gone_worker_0_first(world: Worl
 
 def test_a_head_that_is_away_for_a_while_costs_nothing(world: World) -> None:
     agent = world.agent()
-    agent.tick()
+    tick(agent)
     for _ in range(10):
         world.head = False
         world.pass_time(agent, 1000)
@@ -245,31 +245,29 @@ def test_a_host_whose_ray_cannot_be_kept_up_gives_its_slice_up(world: World) -> 
     for _ in range(400):
         if world.deleted:
             break
-        agent.tick()
+        tick(agent)
         psutil.wait_procs([p for r in world.started[-1:] if r.alive() for p in [psutil.Process(r.pid)]], timeout=20)
         world.now += 5
     assert world.deleted == ["us-central2-b/mine-0"]
     assert len(world.started) > FAILURES
 
 
-def test_an_agent_goes_on_after_an_error_of_its_own(
-    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cluster.vm.host_agent.TICK_S", 0.0)
-    ending = threading.Event()
-    rounds: list[int] = []
-    agent = world.agent()
+def tick(agent: HostAgent) -> None:
+    for step in agent.steps:
+        step()
 
-    def tick() -> None:
-        rounds.append(1)
-        if len(rounds) == 5:
-            ending.set()
+
+def test_an_agent_goes_on_after_an_error_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    done: list[int] = []
+
+    def broken() -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(agent, "tick", tick)
-    run(agent, ending)
-    assert len(rounds) == 5
-    assert caplog.text.count("this round failed") == 1, "told once, not every second"
+    rounds = Rounds([broken, lambda: done.append(1)])
+    for _ in range(5):
+        rounds.next()
+    assert len(done) == 5, "the other steps are done"
+    assert caplog.text.count("ValueError: a bug") == 1, "told once, not every second"
 
 
 def run_script(home: Path, bundle: str) -> "subprocess.CompletedProcess[str]":

@@ -11,7 +11,7 @@ import pytest
 
 from cluster import processes
 from cluster.processes import ProcessRecord
-from cluster.vm.ray_keeper import FAILING, HEALTHY_S, RayKeeper
+from cluster.vm.host_ray import FAILING, HEALTHY_S, HostRay
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
@@ -39,10 +39,10 @@ class Machine:
         psutil.Process(self.started[-1].pid).kill()
         until(lambda: not self.started[-1].alive())
 
-    def keeper(self, **options: float) -> RayKeeper:
-        return RayKeeper(self.start, self.folder, self.clock, **options)
+    def keeper(self, **options: float) -> HostRay:
+        return HostRay(self.start, self.folder, self.clock, **options)
 
-    def restart_after(self, keeper: RayKeeper, lived: float) -> float:
+    def restart_after(self, keeper: HostRay, lived: float) -> float:
         """Let it die after it `lived` so many seconds; the pause until it is started again."""
         self.now += lived
         self.kill()
@@ -119,13 +119,18 @@ def test_a_new_agent_takes_over_what_the_one_before_started(machine: Machine) ->
     assert not machine.keeper().up, "the record of a dead one is nothing to take over"
 
 
+def test_worker_0_that_was_taken_over_had_joined(machine: Machine) -> None:
+    machine.keeper().tick(may_start=True)
+    assert machine.restart_after(machine.keeper(rejoin_after=60.0), lived=0) == 60
+
+
 def test_ray_is_asked_first_and_killed_whole_after_the_grace(machine: Machine) -> None:
     keeper = machine.keeper()
     keeper.tick(may_start=True)
     keeper.end(20.0)
     assert not machine.started[0].alive()
 
-    deaf = RayKeeper(lambda: machine.start(DEAF), machine.folder, time.monotonic)
+    deaf = HostRay(lambda: machine.start(DEAF), machine.folder, time.monotonic)
     deaf.tick(may_start=True)
     deaf.end(0.2)
     until(lambda: not machine.started[-1].alive())
@@ -133,7 +138,7 @@ def test_ray_is_asked_first_and_killed_whole_after_the_grace(machine: Machine) -
 
 def test_what_a_dead_ray_leaves_behind_is_killed_before_the_next_one(machine: Machine) -> None:
     program = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); " + SLEEP
-    keeper = RayKeeper(lambda: machine.start(program), machine.folder, machine.clock)
+    keeper = HostRay(lambda: machine.start(program), machine.folder, machine.clock)
     keeper.tick(may_start=True)
     leader = psutil.Process(machine.started[0].pid)
     (child,) = leader.children()

@@ -26,7 +26,7 @@ FAILING = 8
 """So many starts in a row that led nowhere (about two minutes of pauses): this host cannot be made to join."""
 
 
-class RayKeeper:
+class HostRay:
     """All calls come from one thread. A Ray that an earlier agent left running is taken over, with all that runs on it."""
 
     def __init__(
@@ -43,7 +43,7 @@ class RayKeeper:
         self._start, self._folder, self._clock = start, folder, clock
         self._rejoin_after = rejoin_after
         self._record = living_ray(folder)
-        self._since = clock()
+        self._since = float("-inf")  # of one that is taken over: it has joined, whenever it did
         self._next = float("-inf")
         self._delays = restart_delays()
         self._short_lives = 0
