@@ -3,6 +3,7 @@
 `--chaos=full` runs every one; without it the ones that take longest, or show what another one shows too, are left out.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,13 @@ class Cluster:
     def kill_agents(self) -> None:
         for worker in range(2):
             self.host_process(worker, "cluster.vm.host_agent").kill()
+
+    def kill_head(self) -> None:
+        """With everything that runs on it; the emulated cloud and the hosts live on."""
+        for process in self.home.processes():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("PODLAUNCH_OWNER", "").startswith("head-"):
+                    process.kill()
 
     def preempt(self, *, notice: float) -> str:
         """Take the only slice back; its name."""

@@ -126,7 +126,5 @@ def test_killed_host_agents_come_back_and_the_run_does_not_notice(cluster: Clust
 def test_slices_whose_head_is_gone_for_good_delete_themselves(cluster: Cluster, undisturbed: dict[int, float]) -> None:
     """The last one: it costs the cluster."""
     assert cluster.slices()
-    for process in cluster.home.processes():
-        if process.environ().get("PODLAUNCH_OWNER", "").startswith("head-"):
-            process.kill()
+    cluster.kill_head()
     eventually(lambda: cluster.slices() == [], "no slice bills for nobody", limit=120)
