@@ -139,7 +139,7 @@ def _start(config: ClusterConfig, progress: Progress) -> Cluster:
         )
     bundle = bundle_hash()
     progress("starting the emulated cloud")
-    config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle))
+    config = local.with_local_endpoints(config, bundle)
     folder = cluster_dir(config.name)
     head = _head_settings(config, folder)
     settings = host_settings(config, head.address, Path(head.token_file))

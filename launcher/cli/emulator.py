@@ -38,7 +38,7 @@ def stop(
         bool, typer.Option("--keep-nodes", help="End the service only; the next one finds nodes and hosts again.")
     ] = False,
 ) -> None:
-    """End it, with all of its nodes and hosts."""
+    """End it, with all of its nodes, instances, hosts and secrets."""
     users = [cluster.name for cluster in clusters.list_clusters()]
     if users and not keep_nodes:
         confirm(f"Clusters {', '.join(users)} have their slices there. End them with it?", yes)
@@ -48,20 +48,24 @@ def stop(
 
 @app.command("status")
 def status(as_json: AsJson = False) -> None:
-    """Show where it is reached, its nodes, and the faults that are set."""
+    """Show where it is reached, its nodes and instances, and the faults that are set."""
     running = local.emulator_status()
     if running is None:
         print("null" if as_json else "no emulated cloud runs")
         return
-    nodes, faults = local.ask_emulator("GET", "/nodes"), local.ask_emulator("GET", "/faults")
+    nodes, instances, faults = (local.ask_emulator("GET", path) for path in ("/nodes", "/instances", "/faults"))
     if as_json:
-        print(json.dumps({**_endpoints(), "profile": running.profile, "pid": running.pid, "nodes": nodes, "faults": faults}, indent=1))
+        cloud = {"nodes": nodes, "instances": instances, "faults": faults}
+        print(json.dumps({**_endpoints(), "profile": running.profile, "pid": running.pid, **cloud}, indent=1))
         return
     _print_endpoints(as_json=False)
-    table = Table("NODE", "ZONE", "STATE", "HOSTS", box=None)
+    table = Table("NODE OR INSTANCE", "ZONE", "STATE", "HOSTS", box=None)
     for node in nodes:
         up = sum(not (host["exited"] or host["held"]) for host in node["hosts"])
         table.add_row(node["name"].rpartition("/")[2], node["name"].split("/")[3], node["state"], f"{up}/{len(node['hosts'])}")
+    for one in instances:
+        up = not (one["exited"] or one["held"])
+        table.add_row(one["name"].rpartition("/")[2], one["name"].split("/")[3], one["status"], f"{int(up)}/1")
     CONSOLE.print(table)
     for number, rule in faults.items():
         left = "always" if rule["count"] is None else f"{rule['count']} times"

@@ -90,7 +90,7 @@ def _start_bare(config: ClusterConfig) -> None:
     if clusters.find(config.name) is not None:
         raise ClusterError(f"a cluster {config.name!r} is up; choose another name, or end it with `tpu stop {config.name}`")
     if config.cloud == "emulated":
-        config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle_hash()))
+        config = local.with_local_endpoints(config, bundle_hash())
     bare_slices.remember(config)
     provider = TPUProvider.connect(config)
     try:
