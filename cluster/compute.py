@@ -8,7 +8,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,6 +68,7 @@ class Instance:
     labels: Mapping[str, str]
     created: float
     """Seconds since the epoch."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Instances:
@@ -199,6 +200,7 @@ def _instance(raw: Any) -> Instance:
         external_ip=access.nat_i_p if access is not None else "",
         labels=dict(raw.labels),
         created=datetime.fromisoformat(raw.creation_timestamp).timestamp(),
+        metadata={item.key: item.value for item in raw.metadata.items},
     )
 
 

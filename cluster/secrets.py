@@ -93,11 +93,16 @@ class SecretStore:
 
     def list(self, labels: Mapping[str, str]) -> "list[str]":
         """The names of the secrets that have all of `labels`. Raises CloudError."""
-        found: list[str] = []
+        return list(self.list_labels(labels))
+
+    def list_labels(self, labels: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """The same, each with all of its labels."""
+        found: dict[str, dict[str, str]] = {}
         call = {"parent": self._parent, "filter": " AND ".join(f"labels.{key}={value}" for key, value in labels.items())}
         while True:
             page = self._call(functools.partial(_page, self._client.list_secrets), call, f"secrets of {self.project}")
-            found += [secret.name.rpartition("/")[2] for secret in page.secrets if labels.items() <= dict(secret.labels).items()]
+            named = {secret.name.rpartition("/")[2]: dict(secret.labels) for secret in page.secrets}
+            found |= {name: own for name, own in named.items() if labels.items() <= own.items()}
             if not page.next_page_token:
                 return found
             call["page_token"] = page.next_page_token

@@ -11,6 +11,7 @@ DELETE /faults/NUMBER          DELETE /faults
 POST   /capacity               {zone, what, amount}      amount null: without limit
 POST   /quota                  {place, generation, amount, spot?}
 POST   /reachable              {zone, reachable}
+POST   /storage                {reachable}             false: every request to the object storage waits until it is true again
 GET    /clock                  {now}                     POST /clock     {advance}
 """
 
@@ -19,19 +20,21 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from cluster.emulator.checks import INVALID_ARGUMENT, NOT_FOUND
+from cluster.emulator.checks import FAILED_PRECONDITION, INVALID_ARGUMENT, NOT_FOUND
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.faults import Fault
 from cluster.emulator.http import Answer, Request
 from cluster.emulator.model import Refusal
 from cluster.emulator.rest import error_answer
+from cluster.emulator.storage import NOT_INSTALLED, Storage
 
 
 class Admin:
     """Answers HTTP requests about one cloud."""
 
-    def __init__(self, cloud: Cloud) -> None:
-        self._cloud = cloud
+    def __init__(self, cloud: Cloud, storage: Storage | None = None) -> None:
+        """`storage`: None where there is none."""
+        self._cloud, self._storage = cloud, storage
         acts = {"kill": cloud.kill_host, "hang": cloud.hang_host, "wake": cloud.wake_host, "boot": cloud.boot_host}
         instances = cloud.instances
         lives: dict[str, Callable[[str], None]] = {
@@ -58,6 +61,7 @@ class Admin:
                 values["place"], values["generation"], values["amount"], spot=values.get("spot", False)
             ),
             ("POST", "/reachable"): lambda values: cloud.set_reachable(values["zone"], values["reachable"]),
+            ("POST", "/storage"): self._reach_storage,
             ("GET", "/clock"): lambda _: {"now": cloud.clock.now()},
             ("POST", "/clock"): self._advance,
         }
@@ -87,6 +91,13 @@ class Admin:
         if route is None:
             raise Refusal(NOT_FOUND, f"there is no {request.verb} {request.path} here")
         return route(values)
+
+    def _reach_storage(self, values: dict[str, Any]) -> None:
+        if self._storage is None:
+            raise Refusal(FAILED_PRECONDITION, f"object storage: {NOT_INSTALLED}")
+        if not isinstance(values["reachable"], bool):
+            raise ValueError("reachable must be true or false")
+        self._storage.set_reachable(values["reachable"])
 
     def _advance(self, values: dict[str, Any]) -> dict[str, Any]:
         seconds = float(values["advance"])

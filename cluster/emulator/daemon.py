@@ -1,12 +1,13 @@
 """The emulated cloud as a daemon of this machine.
 
     <folder>/lock            held while a daemon runs
-    <folder>/endpoint.json   {grpc, rest, admin, profile, process, image_bundle}: written when it serves
+    <folder>/endpoint.json   {grpc, rest, admin, storage, profile, process, image_bundle}: written when it serves
     <folder>/cloud.sqlite3   what outlives it
     <folder>/hosts/          the disks of its hosts
+    <folder>/storage/        what its object storage holds
 
-A daemon that ends, in whatever way, leaves nodes, instances and their hosts as they are; the next one finds them again and serves on the
-same ports.
+A daemon that ends, in whatever way, leaves nodes, instances, their hosts and stored objects as they are; the next one finds them again and
+serves on the same ports.
 """
 
 import dataclasses
@@ -28,12 +29,14 @@ from cluster.emulator.admin import Admin
 from cluster.emulator.api import Api
 from cluster.emulator.clock import RealClock
 from cluster.emulator.cloud import Cloud
+from cluster.emulator.faults import FAULTS, STRUCK, STRUCK_COMPUTE
 from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
 from cluster.emulator.http import HttpServer
 from cluster.emulator.model import Machine, NodeRecord
 from cluster.emulator.profile import DEFAULT_PROFILE, INSTANT, Profile
 from cluster.emulator.rest import Rest
 from cluster.emulator.server import Server
+from cluster.emulator.storage import Storage, storage_binary, storage_marker
 from cluster.emulator.store import Store
 from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord
@@ -56,7 +59,9 @@ class Endpoint:
     """Which of the profiles says how long it takes."""
     process: ProcessRecord
     image_bundle: str
-    """The hash of the bundle in the image of its hosts."""
+    """The hash of the bundle in the image of its hosts; empty: a bare image."""
+    storage: str = ""
+    """URL of its Cloud Storage; empty where that is not installed."""
 
 
 def read_endpoint(folder: Path) -> Endpoint | None:
@@ -71,6 +76,7 @@ def read_endpoint(folder: Path) -> Endpoint | None:
         values.get("profile", DEFAULT_PROFILE),
         ProcessRecord.from_dict(values["process"]),
         values["image_bundle"],
+        values.get("storage", ""),
     )
     return found if found.process.alive() else None
 
@@ -98,24 +104,34 @@ def serve(
         api = Api(cloud)
         server = Server(api, int(store.get("port", "0")))
         rest = HttpServer(Rest(api, cloud).answer, int(store.get("rest_port", "0")))
-        admin = HttpServer(Admin(cloud).answer, int(store.get("admin_port", "0")))
+        binary = storage_binary()
+        storage = Storage(folder, binary) if binary is not None else None
+        if storage is not None:
+            storage.start()
+        admin = HttpServer(Admin(cloud, storage).answer, int(store.get("admin_port", "0")))
         for key, port in (("port", server.port), ("rest_port", rest.port), ("admin_port", admin.port)):
             store.set(key, str(port))
-        _write_endpoint(folder, Endpoint(server.endpoint, rest.url, admin.url, profile_name, _own_record(folder), image_bundle))
+        storage_url = storage.url if storage is not None else ""
+        own = _own_record(folder)
+        _write_endpoint(folder, Endpoint(server.endpoint, rest.url, admin.url, profile_name, own, image_bundle, storage_url))
         try:
             while not stop.wait(_WATCH_SECONDS):
                 cloud.watch_hosts()
+                if storage is not None:
+                    storage.watch()
         finally:
             (folder / "endpoint.json").unlink(missing_ok=True)
             # The clock before the server: a call that a fault holds up must not hold up the end.
             for close in (admin.stop, rest.stop, clock.close, server.stop, hosts.close, store.close):
                 close()
+            if storage is not None:
+                storage.stop()
 
 
 def purge(folder: Path) -> int:
-    """End all hosts and forget all nodes, instances and secrets, without a daemon. Returns how many nodes and instances there were.
+    """End all hosts and forget all nodes, instances, secrets and rules, without a daemon. Returns how many nodes and instances there were.
 
-    Raises ClusterError while a daemon runs.
+    Stored objects stay. Raises ClusterError while a daemon runs.
     """
     with only_one(folder, patience=5.0):
         if not (folder / "cloud.sqlite3").exists():
@@ -130,6 +146,8 @@ def purge(folder: Path) -> int:
         for queued in store.queued():
             store.remove_queued(queued.path)
         store.remove_secrets()
+        for rules in (FAULTS, STRUCK, STRUCK_COMPUTE, "capacity", "quota", "unreachable"):
+            store.unset(rules)  # of the cloud that ends here; the next one begins without
         store.close()
         shutil.rmtree(folder / "hosts", ignore_errors=True)
         return len(machines)
@@ -153,6 +171,11 @@ def only_one(folder: Path, patience: float = 0.0) -> Iterator[None]:
                     raise ClusterError(words) from None
             time.sleep(0.02)  # a lock cannot be waited for with a limit
         yield
+
+
+def end_storage(folder: Path) -> None:
+    """End the object storage that a dead daemon left."""
+    processes.kill_members(storage_marker(folder))
 
 
 def daemon_marker(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """The hosts of emulated nodes and instances: one process group each, a folder as its disk and a metadata server of its own.
 
-What a host finds is what a VM image with our bundle in it would hold; nothing in it says that the cloud is emulated.
+What a host finds is what a VM image would hold, with our bundle in it or without; nothing in it says that the cloud is emulated.
 """
 
 import contextlib
@@ -25,6 +25,8 @@ from cluster.emulator.store import Store
 from cluster.state import private_dir, short_dir, write_atomic
 
 log = logging.getLogger(__name__)
+
+_IMAGE_HASH = Path("opt/podlaunch/bundle.sha256")
 
 
 class Hosts(Protocol):
@@ -82,8 +84,8 @@ class ProcessHosts:
 
     def __init__(self, folder: Path, state_dir: Path, image_bundle: str, env: Mapping[str, str]) -> None:
         """`folder`: where the hosts' disks lie. `state_dir`: the user's state directory, where agents log. `image_bundle`: the hash of
-        the bundle that the hosts' image already holds. `env`: the daemon's environment, from which only the way to programs and caches
-        is taken.
+        the bundle that the hosts' image already holds; empty: it holds nothing of ours. `env`: the daemon's environment, from which only
+        the way to programs and caches is taken.
         """
         self._folder, self._state_dir, self._image_bundle, self._env = folder, state_dir, image_bundle, dict(env)
         self._servers: dict[tuple[str, int], MetadataServer] = {}
@@ -149,7 +151,8 @@ class ProcessHosts:
         home = private_dir(disk / "home")
         script = disk / "startup-script"
         write_atomic(script, machine.startup_script, mode=0o700)
-        self._install_image(disk)
+        if self._image_bundle and not (disk / _IMAGE_HASH).exists():  # a reboot does not bring the image back
+            self._install_image(disk)
         self._install_devices(machine, disk)
         log.info("host %s-w-%d boots at %s", machine.title, host.worker, host.ip)
         argv = ["bash", str(script)]
@@ -163,7 +166,7 @@ class ProcessHosts:
         # A wrapper, not a link: Python looks for its virtual environment beside the path by which it was called.
         path = f"PYTHONPATH={shlex.quote(str(self._python))} " if self._python is not None else ""
         write_atomic(program, f'#!/bin/sh\n{path}exec {shlex.quote(sys.executable)} "$@"\n', mode=0o700)
-        write_atomic(opt / "bundle.sha256", self._image_bundle)
+        write_atomic(disk / _IMAGE_HASH, self._image_bundle)
 
     def _install_devices(self, machine: Machine, disk: Path) -> None:
         """A file for every chip, where a TPU VM has a device."""

@@ -48,9 +48,11 @@ DRAIN_MARGIN_S = 2.0
 FLUSH_BEFORE_S = 1.0
 
 
-def host_environment(identity: HostIdentity, settings: HostSettings, folder: Path, base: Mapping[str, str] | None = None) -> dict[str, str]:
+def host_environment(
+    identity: HostIdentity, settings: HostSettings, folder: Path, token_file: Path, base: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The environment of a host's Ray processes; from the four TPU_ variables Ray derives its TPU resources and labels."""
-    env = ray_environment(settings.token_file, base)
+    env = ray_environment(token_file, base)
     env |= {
         HOST_DIR_VARIABLE: str(folder),
         # After a notice Ray gets SIGTERM: it drains the node, and has this long before it ends what still runs on it.
@@ -177,11 +179,12 @@ def make_agent(identity: HostIdentity, settings: HostSettings, fetch: metadata.F
     project, zone = metadata.read_place(fetch)
     temp_dir = Path(tempfile.gettempdir())
     command = ray_start_command(identity, settings, temp_dir / "ray")  # as short as can be: a socket's path is limited to 107 bytes
-    env = host_environment(identity, settings, folder)
     name = f"host-{identity.slice_name}-{identity.worker_id}"
 
     def start() -> ProcessRecord:
         clean_host(Path(os.environ.get("PODLAUNCH_DEVICES", "/dev")), temp_dir, spare=(os.getpid(), os.getppid()))
+        # Not before this: the right to read the token may come later than the host, which looks after itself meanwhile.
+        env = host_environment(identity, settings, folder, settings.token.local_file(folder))
         logger.info("starting %s", " ".join(command))
         marker = os.environ.get(MARKER, name)
         return spawn(command, marker=marker, env=env, log=logs_dir() / f"{name}.out", cwd=folder)

@@ -5,13 +5,13 @@ ray.json       the host's `ray start`, so that a new agent finds what the one be
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from cluster.processes import ProcessRecord
 from cluster.state import private_dir, read_json, write_atomic
+from cluster.vm.disk import home
 
 HOST_DIR_VARIABLE = "PODLAUNCH_HOST_DIR"
 """Set for Ray on a host, and so for every worker of it."""
@@ -66,4 +66,4 @@ def living_ray(folder: Path) -> ProcessRecord | None:
 
 def host_dir() -> Path:
     """This host's folder, created where missing."""
-    return private_dir(Path(os.environ.get("PODLAUNCH_HOME", "/opt/podlaunch")) / "host")
+    return private_dir(home() / "host")

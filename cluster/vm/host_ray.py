@@ -22,6 +22,8 @@ HEALTHY_S = 60.0
 """A Ray that lived so long was well: the pauses begin anew."""
 JOINED_S = 10.0
 """A Ray that lived so long has joined the cluster, as a rule."""
+RETRY_S = 10.0
+"""Pause after a start that could not even be tried, such as without the right to read the token."""
 FAILING = 8
 """So many starts in a row that led nowhere (about two minutes of pauses): this host cannot be made to join."""
 
@@ -59,12 +61,14 @@ class HostRay:
         return self._short_lives >= FAILING
 
     def tick(self, *, may_start: bool) -> None:
+        """Raises what `start` raises; it is tried again after a pause."""
         if self._record is not None:
             processes.reap(self._record)
             if self._record.alive():
                 return
             self._ended(self._record)
         elif may_start and self._clock() >= self._next:
+            self._next = self._clock() + RETRY_S
             self._record, self._since = self._start(), self._clock()
             write_ray(self._folder, self._record)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.secret_place import SecretPlace
+
 SPOT_NOTICE_S = 30.0
 STANDARD_NOTICE_S = 120.0
 """From the notice to the end of the VM: Compute Engine's ACPI G2 to G3 (Scheduling.skipGuestOsShutdown)."""
@@ -18,8 +20,8 @@ class HostSettings:
     cluster: str
     head_address: str
     """host:port of Ray's head."""
-    token_file: str
-    """The 0600 file that holds the cluster's Ray token."""
+    token: SecretPlace
+    """Where the cluster's Ray token is."""
     node_type: str
     """Ray's name for this kind of slice."""
     slice_resource: str
@@ -43,4 +45,4 @@ class HostSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HostSettings":
-        return cls(**values)
+        return cls(**{**values, "token": SecretPlace.from_dict(values["token"])})

@@ -9,6 +9,7 @@ from rich.table import Table
 from cluster import clusters, local
 from cluster.emulator.faults import PRESETS, Effect, Fault
 from cluster.emulator.profile import PROFILES
+from cluster.emulator.storage import NOT_INSTALLED
 from cluster.errors import ConfigError
 from cluster.vm.bundle import bundle_hash
 from launcher.cli.options import CONSOLE, confirm
@@ -22,12 +23,15 @@ Node = Annotated[str, typer.Argument(help="A node's id, or its whole path.")]
 @app.command("start")
 def start(
     profile: Annotated[str | None, typer.Option(help=f"How long everything takes: {', '.join(PROFILES)}.")] = None,
+    bare_image: Annotated[
+        bool, typer.Option("--bare-image", help="Hosts find nothing of ours on their disks, and install it from the cluster's bucket.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start it, or find it running. Prints where it is reached."""
     if profile is not None and profile not in PROFILES:
         raise ConfigError(f"there is no profile {profile!r}; known: {', '.join(PROFILES)}")
-    local.ensure_emulator(bundle_hash(), profile=profile)
+    local.ensure_emulator("" if bare_image else bundle_hash(), profile=profile)
     _print_endpoints(as_json)
 
 
@@ -38,8 +42,8 @@ def stop(
         bool, typer.Option("--keep-nodes", help="End the service only; the next one finds nodes and hosts again.")
     ] = False,
 ) -> None:
-    """End it, with all of its nodes, instances, hosts and secrets."""
-    users = [cluster.name for cluster in clusters.list_clusters()]
+    """End it, with all of its nodes, instances, hosts and secrets. What its object storage holds stays."""
+    users = [cluster.name for cluster in clusters.list_unended() if cluster.config.cloud == "emulated"]
     if users and not keep_nodes:
         confirm(f"Clusters {', '.join(users)} have their slices there. End them with it?", yes)
     done = local.stop_emulator(delete_nodes=not keep_nodes)
@@ -126,7 +130,9 @@ def _parse(rule: str) -> dict[str, Any]:
 
 def _endpoints() -> dict[str, str]:
     running = local.emulator_status()
-    return {} if running is None else {"grpc": running.endpoint, "rest": running.rest, "admin": running.admin}
+    if running is None:
+        return {}
+    return {"grpc": running.endpoint, "rest": running.rest, "admin": running.admin, "storage": running.storage}
 
 
 def _print_endpoints(as_json: bool) -> None:
@@ -134,4 +140,4 @@ def _print_endpoints(as_json: bool) -> None:
         print(json.dumps(_endpoints()))
         return
     for name, place in _endpoints().items():
-        CONSOLE.print(f"{name:5}  {place}", highlight=False)
+        CONSOLE.print(f"{name:7}  {place or NOT_INSTALLED}", highlight=False)

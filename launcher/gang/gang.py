@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,6 +11,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
+from cluster.secret_place import SecretPlace
 from launcher.gang.placement import Host, incomplete, living_hosts, process_environment
 from launcher.gang.runner import Event, Runner
 from launcher.runs import RunDirectory
@@ -25,13 +25,13 @@ DRAIN_LIMIT_S = 60.0
 class Gang:
     """Slices are reserved first, then hosts appear, then runners are placed on them."""
 
-    def __init__(self, directory: RunDirectory, config: ClusterConfig, slice_resource: str, secrets_file: Path | None) -> None:
+    def __init__(self, directory: RunDirectory, config: ClusterConfig, slice_resource: str, secrets: SecretPlace | None) -> None:
         kind = config.accelerator
         self._peak_flops = kind.peak_bf16_tflops * 1e12 * kind.chips * config.slices
         self._directory = directory
         self._config = config
         self._slice_resource = slice_resource
-        self._secrets_file = secrets_file
+        self._secrets = secrets
         self._groups: list[PlacementGroup] = []
         self._runners: list[Any] = []
         self._pending: dict[Any, int] = {}
@@ -92,7 +92,7 @@ class Gang:
                     **process_environment(self.hosts, index, port, megascale_port),
                 },
                 str(self._directory.log(attempt, index)),
-                None if self._secrets_file is None else str(self._secrets_file),
+                None if self._secrets is None else self._secrets.to_json(),
             )
             for index, runner in enumerate(self._runners)
         ]

@@ -16,6 +16,7 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord, kill_members, reap, spawn
+from cluster.secret_place import SecretPlace
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.head_watch import FAILURES, HeadWatch
 from cluster.vm.host_agent import FLUSH_BEFORE_S, OTHERS_DELAY_S, HostAgent, Rounds, host_environment, ray_start_command
@@ -27,7 +28,7 @@ from cluster.vm.own_slice import OwnSlice
 from cluster.vm.ray_process import RayProcess, restart_delays
 from cluster.vm.settings import HostSettings
 
-SETTINGS = HostSettings("c", "10.0.0.9:6379", "/state/token", "v4-16", "podlaunch-slice-v4-16", 4)
+SETTINGS = HostSettings("c", "10.0.0.9:6379", SecretPlace(file="/state/token"), "v4-16", "podlaunch-slice-v4-16", 4)
 METADATA = {
     "instance/attributes/agent-worker-number": "1\n",
     "instance/attributes/worker-network-endpoints": "unknown:1:10.0.0.1,unknown:2:10.0.0.2",
@@ -58,7 +59,7 @@ def test_a_missing_or_impossible_worker_id_never_becomes_zero(worker: str) -> No
 def test_only_worker_0_carries_the_autoscalers_instance_and_the_slices_resource(worker: int) -> None:
     identity = HostIdentity("mine-0", worker, ("10.0.0.1", "10.0.0.2"), "v4-16", "2x2x2")
     leaked = {"RAY_CLOUD_INSTANCE_ID": "the-head", "RAY_NODE_TYPE_NAME": "head", "MEGASCALE_SLICE_ID": "7", "PATH": "/bin"}
-    env = host_environment(identity, SETTINGS, Path("/host"), leaked)
+    env = host_environment(identity, SETTINGS, Path("/host"), Path("/state/token"), leaked)
     assert env["PODLAUNCH_HOST_DIR"] == "/host"
     assert env.get("RAY_CLOUD_INSTANCE_ID") == ("mine-0" if worker == 0 else None)
     assert "MEGASCALE_SLICE_ID" not in env

@@ -1,5 +1,6 @@
 """How a host's Ray is kept up: real processes in Ray's place, and a clock of the test's own."""
 
+import contextlib
 import signal
 import sys
 import time
@@ -10,8 +11,9 @@ import psutil
 import pytest
 
 from cluster import processes
+from cluster.errors import PodlaunchError
 from cluster.processes import ProcessRecord
-from cluster.vm.host_ray import FAILING, HEALTHY_S, HostRay
+from cluster.vm.host_ray import FAILING, HEALTHY_S, RETRY_S, HostRay
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
@@ -78,6 +80,24 @@ def test_it_is_started_when_it_may_be_and_not_before(machine: Machine) -> None:
     keeper.tick(may_start=True)
     assert keeper.up
     assert len(machine.started) == 1
+
+
+def test_a_start_that_cannot_be_tried_is_tried_again_later(machine: Machine) -> None:
+    tries: list[float] = []
+
+    def start() -> ProcessRecord:
+        tries.append(machine.now)
+        if len(tries) < 3:
+            raise PodlaunchError("no right to read the token yet")
+        return machine.start()
+
+    keeper = HostRay(start, machine.folder, machine.clock)
+    for _ in range(30):
+        with contextlib.suppress(PodlaunchError):
+            keeper.tick(may_start=True)
+        machine.now += 1
+    assert keeper.up
+    assert tries == [1000, 1000 + RETRY_S, 1000 + 2 * RETRY_S]
 
 
 def test_pauses_grow_and_begin_anew_after_a_healthy_life(machine: Machine) -> None:
