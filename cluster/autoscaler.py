@@ -31,6 +31,9 @@ def host_settings(config: ClusterConfig, head_address: str, token: SecretPlace) 
         node_type=node_type(config),
         slice_resource=slice_resource(config),
         chips_per_host=config.accelerator.chips_per_host,
+        endpoint=config.endpoint,
+        spot=config.provisioning == "spot",
+        head_lost_grace_s=config.head_lost_grace_seconds,
     )
 
 

@@ -287,6 +287,8 @@ class ClusterConfig(TPUConfig):
     """Slices that may be there at once; None: as many as one run uses."""
     idle_minutes: float | None = None
     """An unused slice above min_slices is deleted after this; None: never."""
+    head_lost_grace: str = "30m"
+    """A slice that cannot reach the cluster's head for so long deletes itself."""
     slice_usd_per_hour: float | None = None
     """What one slice costs an hour; None: the catalogue's estimate."""
     default_variant: str = "gemma3-1b"
@@ -335,6 +337,10 @@ class ClusterConfig(TPUConfig):
         return self.slices * self.hosts_per_slice
 
     @property
+    def head_lost_grace_seconds(self) -> float:
+        return parse_duration(self.head_lost_grace)
+
+    @property
     def usd_per_slice_hour(self) -> float | None:
         return self.slice_usd_per_hour if self.slice_usd_per_hour is not None else super().usd_per_slice_hour
 
@@ -381,6 +387,10 @@ class ClusterConfig(TPUConfig):
             yield f"{at}min_slices {self.min_slices}: must be at least 0"
         if self.effective_max_slices < max(self.slices, self.min_slices):
             yield f"{at}max_slices {self.max_slices}: must be at least slices ({self.slices}) and min_slices ({self.min_slices})"
+        try:
+            parse_duration(self.head_lost_grace)
+        except ValueError as error:
+            yield f"{at}head_lost_grace {error}"
         checks = [
             ("bucket", self.bucket, _BUCKET, "a bucket's name without gs://: lower-case letters, digits, '-', '_' and '.'"),
             ("secrets_endpoint", self.secrets_endpoint, _ENDPOINT, "host:port, without https://"),

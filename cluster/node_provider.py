@@ -7,6 +7,7 @@ Each listing also sweeps: what is left of lost slices is deleted, and late refus
 
 import logging
 import threading
+import time
 from typing import Any
 
 from ray.autoscaler.node_provider import NodeProvider
@@ -27,6 +28,7 @@ from cluster.node_names import head_instance_id, slice_id
 from cluster.schema import build
 from cluster.tpu.errors import TPUError
 from cluster.tpu.lifecycle import Life
+from cluster.tpu.losses import Losses
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import write_refusals
 from cluster.tpu.slices import ClusterSlice
@@ -61,13 +63,17 @@ class SliceNodeProvider(NodeProvider):
             HOST_ATTRIBUTE: provider_config["host_settings"],
         }
         self._head = head_instance_id(cluster_name)
+        self._losses = Losses(cluster_name)
         self._lock = threading.Lock()
         self._known: dict[str, ClusterSlice] = {}
         self._requested: dict[str, int] = {}
         self._published: list[str] = []
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
-        listed = {s.name: s for s in self._slices.sweep() if s.life in STANDING}
+        began = time.time()
+        swept = self._slices.sweep()
+        self._losses.take(swept, began)
+        listed = {s.name: s for s in swept if s.life in STANDING}
         self._publish_refusals()
         with self._lock:
             self._known = listed

@@ -4,6 +4,11 @@ from collections import defaultdict
 
 import pytest
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos", choices=("short", "full"), default="short", help="how many of the tests under tests/chaos to run")
+
+
 _seconds: defaultdict[str, float] = defaultdict(float)
 
 

@@ -153,6 +153,7 @@ class ProcessHosts:
         write_atomic(script, machine.startup_script, mode=0o700)
         if self._image_bundle and not (disk / _IMAGE_HASH).exists():  # a reboot does not bring the image back
             self._install_image(disk)
+        self._install_devices(machine, disk)
         log.info("host %s-w-%d boots at %s", machine.title, host.worker, host.ip)
         argv = ["bash", str(script)]
         return processes.spawn(
@@ -166,6 +167,12 @@ class ProcessHosts:
         path = f"PYTHONPATH={shlex.quote(str(self._python))} " if self._python is not None else ""
         write_atomic(program, f'#!/bin/sh\n{path}exec {shlex.quote(sys.executable)} "$@"\n', mode=0o700)
         write_atomic(disk / _IMAGE_HASH, self._image_bundle)
+
+    def _install_devices(self, machine: Machine, disk: Path) -> None:
+        """A file for every chip, where a TPU VM has a device."""
+        folder = private_dir(disk / "dev")
+        for chip in range(machine.chips_per_host):
+            (folder / f"accel{chip}").touch()
 
     def _environment(self, machine: Machine, host: HostRecord, disk: Path) -> dict[str, str]:
         """From scratch: a host must not inherit what happens to be set where the daemon was started."""
@@ -181,6 +188,7 @@ class ProcessHosts:
             "SPT_NOENV": "1",
             "GCE_METADATA_HOST": f"{host.ip}:{host.metadata_port}",
             "PODLAUNCH_HOME": str(disk / "opt" / "podlaunch"),
+            "PODLAUNCH_DEVICES": str(disk / "dev"),
             "PODLAUNCH_STATE_DIR": str(self._state_dir),
             "XDG_CACHE_HOME": caches,
             "JAX_PLATFORMS": "cpu",

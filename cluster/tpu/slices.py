@@ -94,6 +94,12 @@ class ClusterSlice:
         return None if price is None or kind is None else price * kind.chips
 
     @property
+    def taken(self) -> bool:
+        """Whether the cloud has taken it back: preempted, as far as the API tells."""
+        suspended = self.queued is not None and self.queued.state in ("SUSPENDING", "SUSPENDED")
+        return suspended or (self.node is not None and self.node.state == "PREEMPTED")
+
+    @property
     def failure(self) -> TPUError:
         """Why it is LOST, as far as the API tells."""
         error = self.queued.error if self.queued is not None else None
@@ -103,8 +109,7 @@ class ClusterSlice:
             return error
         if self.given_up:
             return DeadlineExceededError(f"it has been {self.state} for too long", resource=self.name, zone=self.zone)
-        taken = self.queued is not None and self.queued.state in ("SUSPENDING", "SUSPENDED")
-        if taken or (self.node is not None and self.node.state == "PREEMPTED"):
+        if self.taken:
             return PreemptedError(f"it became {self.state}", resource=self.name, zone=self.zone)
         return UnknownError(f"it became {self.state}", resource=self.name, zone=self.zone)
 

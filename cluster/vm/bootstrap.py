@@ -23,7 +23,22 @@ present="$$(cat "$$PODLAUNCH_HOME/bundle.sha256" 2>/dev/null)"
 if [ "$$present" != "$$wanted" ]; then
 $otherwise
 fi
-exec "$$PODLAUNCH_HOME/bin/python" -m $agent
+# The agent is started again when it dies; what it keeps alive lives on meanwhile, and the next one takes it over.
+pause=1
+trap 'ending=1; kill -TERM "$$child" 2>/dev/null' TERM
+while true; do
+  "$$PODLAUNCH_HOME/bin/python" -m $agent &
+  child=$$!
+  began=$$SECONDS
+  wait "$$child"; code=$$?
+  while kill -0 "$$child" 2>/dev/null; do wait "$$child"; code=$$?; done
+  [ -n "$$ending" ] || [ "$$code" -eq 0 ] && exit 0
+  [ $$((SECONDS - began)) -ge 60 ] && pause=1
+  echo "podlaunch: the agent ended with code $$code; again in $$pause s" >&2
+  sleep "$$pause" & wait $$!
+  [ -n "$$ending" ] && exit 0
+  pause=$$((pause < 30 ? pause * 2 : 30))
+done
 """)
 _REFUSE = """\
   echo "podlaunch: this image holds the bundle '$present', the cluster wants '$wanted' and has no bucket to get it from" >&2

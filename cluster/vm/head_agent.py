@@ -30,7 +30,7 @@ from cluster.ray_http import RayHttp
 from cluster.schema import build, to_plain
 from cluster.secret_place import SecretPlace
 from cluster.services import connect
-from cluster.state import logs_dir, private_dir, write_atomic
+from cluster.state import cluster_dir, logs_dir, private_dir, write_atomic
 from cluster.token import delete_secrets
 from cluster.tpu.provider import TPUProvider
 from cluster.vm import metadata
@@ -166,6 +166,7 @@ def _main_here(file: Path) -> None:
 def _main_on_vm() -> None:
     settings = VmHeadSettings.from_json(metadata.fetch(f"instance/attributes/{HEAD_ATTRIBUTE}"))
     set_up_logging(f"head-{settings.config.name}", terminal=None)
+    cluster_dir(settings.config.name)  # where the node provider tells the other processes of this head what it sees
     folder = private_dir(home() / "head")
     ending = folder / "ending"
 

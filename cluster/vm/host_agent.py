@@ -3,33 +3,60 @@
 Runs as the end of the VM's startup script: `python -m cluster.vm.host_agent`. Nobody reaches a host by SSH to set it up.
 """
 
+import functools
 import logging
+import os
+import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.logs import set_up_logging
+from cluster.processes import MARKER, ProcessRecord, spawn
 from cluster.ray_env import ray_environment
+from cluster.state import logs_dir
+from cluster.tpu.api import TpuApi
 from cluster.vm import metadata
-from cluster.vm.disk import home
+from cluster.vm.cleanup import clean_host
+from cluster.vm.head_watch import HeadWatch, accepts
+from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, host_dir, write_notice
+from cluster.vm.host_ray import HostRay
 from cluster.vm.metadata import HostIdentity
-from cluster.vm.patience import patiently
-from cluster.vm.ray_process import run_until_sigterm
+from cluster.vm.notices import NoticeWatch
+from cluster.vm.own_slice import OwnSlice
 from cluster.vm.settings import HostSettings
 
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Runs move their data through files, not through Ray's object store; Ray's default would claim 30 % of the memory."""
+TICK_S = 1.0
+HEAD_INTERVAL_S = 10.0
+"""How often the head is tried."""
+OTHERS_DELAY_S = 120.0
+"""Worker 0 deletes the slice when the head is lost; the others do it when the slice is still there so much later."""
+LET_DELETE_S = 60.0
+"""Worker 0's Ray is the slice for the autoscaler: when it ends, the autoscaler deletes the slice within seconds, and a worker 0 that came
+back meanwhile would be taken for a host of a living slice. One that is still there after this is not known to any autoscaler (the head is a
+new one), and joins again."""
+END_GRACE_S = 25.0
+"""For Ray to drain when the agent is told to end: less than the 30 s that a spot VM has."""
+DRAIN_MARGIN_S = 2.0
+FLUSH_BEFORE_S = 1.0
 
 
 def host_environment(
-    identity: HostIdentity, settings: HostSettings, token_file: Path, base: Mapping[str, str] | None = None
+    identity: HostIdentity, settings: HostSettings, folder: Path, token_file: Path, base: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """The environment of a host's Ray processes; from the four TPU_ variables Ray derives its TPU resources and labels."""
     env = ray_environment(token_file, base)
     env |= {
+        HOST_DIR_VARIABLE: str(folder),
+        # After a notice Ray gets SIGTERM: it drains the node, and has this long before it ends what still runs on it.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(settings.notice_s - DRAIN_MARGIN_S),
         "TPU_NAME": identity.slice_name,
         "TPU_WORKER_ID": str(identity.worker_id),
         "TPU_ACCELERATOR_TYPE": identity.accelerator_type,
@@ -64,14 +91,137 @@ def ray_start_command(identity: HostIdentity, settings: HostSettings, temp_dir: 
     ]
 
 
+class HostAgent:
+    """Everything that a host does for itself, one round of `steps` after the other; nothing in it waits for long."""
+
+    def __init__(
+        self,
+        identity: HostIdentity,
+        folder: Path,
+        ray: HostRay,
+        notices: NoticeWatch,
+        head: HeadWatch,
+        own_slice: OwnSlice,
+        head_lost_grace: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """`folder`: the host's, see host_dir. `head_lost_grace`: seconds. `clock`: seconds since the epoch, as in notices."""
+        self._identity, self._folder, self._clock = identity, folder, clock
+        self._ray, self._notices, self._head, self._own_slice = ray, notices, head, own_slice
+        # Worker 0 speaks for the slice; the others only when it does not.
+        self._grace = head_lost_grace + (0.0 if identity.worker_id == 0 else OTHERS_DELAY_S)
+        self._notice: Notice | None = None
+        self._flush_at = float("inf")
+
+    @property
+    def steps(self) -> Sequence[Callable[[], None]]:
+        """One round; each step stands by itself, so that an error in one does not keep the others from being done."""
+        return (self._watch_notices, self._head.tick, self._keep_ray, self._flush, self._give_up)
+
+    def end(self) -> None:
+        """Within `END_GRACE_S` and a moment."""
+        self._ray.end(END_GRACE_S)
+
+    def _watch_notices(self) -> None:
+        """A new notice goes to the runner of this host by a file, and to Ray, which then places nothing here any more."""
+        notice = self._notices.poll()
+        if notice is self._notice:
+            return
+        write_notice(self._folder, notice)
+        self._notice = notice
+        if notice is None:
+            logger.info("the notice was taken back")
+            self._flush_at = float("inf")
+            return
+        logger.warning("%s: this host ends in about %.0f s", notice.kind, notice.deadline - self._clock())
+        self._flush_at = notice.deadline - FLUSH_BEFORE_S
+        self._ray.ask_to_end()
+
+    def _keep_ray(self) -> None:
+        self._ray.tick(may_start=self._head.reachable and self._notice is None)
+
+    def _flush(self) -> None:
+        if self._clock() >= self._flush_at:
+            self._flush_at = float("inf")
+            os.sync()  # logs and what else is still in memory: a second later this machine is gone
+
+    def _give_up(self) -> None:
+        """When nobody else will: the slice deletes itself."""
+        if self._head.lost_for > self._grace:
+            self._own_slice.delete(f"the head has not been reached for {self._head.lost_for:.0f} s")
+        elif self._ray.failing:
+            self._own_slice.delete(f"Ray cannot be kept up on worker {self._identity.worker_id}")
+
+
+class Rounds:
+    """Does the steps of one round; an error is logged once for as long as it stays the same, and the next round comes: a host must not be
+    lost to its agent's bug.
+    """
+
+    def __init__(self, steps: Sequence[Callable[[], None]]) -> None:
+        self._steps = steps
+        self._told = [""] * len(steps)
+
+    def next(self) -> None:
+        for index, step in enumerate(self._steps):
+            try:
+                step()
+                self._told[index] = ""
+            except Exception as error:  # the outermost loop
+                if repr(error) != self._told[index]:
+                    logger.exception("a step of this round failed; going on")
+                self._told[index] = repr(error)
+
+
+def make_agent(identity: HostIdentity, settings: HostSettings, fetch: metadata.Fetch) -> HostAgent:
+    """With this machine's devices, folders and clocks."""
+    folder = host_dir()
+    project, zone = metadata.read_place(fetch)
+    temp_dir = Path(tempfile.gettempdir())
+    command = ray_start_command(identity, settings, temp_dir / "ray")  # as short as can be: a socket's path is limited to 107 bytes
+    name = f"host-{identity.slice_name}-{identity.worker_id}"
+
+    def start() -> ProcessRecord:
+        clean_host(Path(os.environ.get("PODLAUNCH_DEVICES", "/dev")), temp_dir, spare=(os.getpid(), os.getppid()))
+        # Not before this: the right to read the token may come later than the host, which looks after itself meanwhile.
+        env = host_environment(identity, settings, folder, settings.token.local_file(folder))
+        logger.info("starting %s", " ".join(command))
+        marker = os.environ.get(MARKER, name)
+        return spawn(command, marker=marker, env=env, log=logs_dir() / f"{name}.out", cwd=folder)
+
+    ray = HostRay(start, folder, time.monotonic, rejoin_after=LET_DELETE_S if identity.worker_id == 0 else 0.0)
+    if not ray.up:
+        write_notice(folder, None)  # of a life before the last boot
+    interval = min(HEAD_INTERVAL_S, settings.head_lost_grace_s / 10)
+
+    def connect() -> TpuApi:
+        return TpuApi(settings.endpoint, project, patience=20.0)
+
+    return HostAgent(
+        identity,
+        folder,
+        ray,
+        NoticeWatch(fetch, time.time, settings.notice_s),
+        HeadWatch(lambda: accepts(settings.head_address), time.monotonic, interval),
+        OwnSlice(identity.slice_name, zone, connect, time.monotonic, owned=settings.owned),
+        settings.head_lost_grace_s,
+        time.time,
+    )
+
+
 def main() -> None:
-    identity = metadata.read_identity(metadata.fetch)
-    settings = HostSettings.from_dict(metadata.read_settings(metadata.fetch))
+    fetch = functools.partial(metadata.fetch, timeout=2.0)
+    identity = metadata.read_identity(fetch)
+    settings = HostSettings.from_dict(metadata.read_settings(fetch))
     set_up_logging(f"host-{identity.slice_name}-{identity.worker_id}", terminal=None)
     logger.info("host %d of slice %s, cluster %s", identity.worker_id, identity.slice_name, settings.cluster)
-    temp_dir = Path(tempfile.gettempdir()) / "ray"  # as short as can be: a socket's path is limited to 107 bytes
-    token = patiently(lambda: settings.token.local_file(home() / "host"))
-    run_until_sigterm(ray_start_command(identity, settings, temp_dir), host_environment(identity, settings, token))
+    ending = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ending.set())
+    agent = make_agent(identity, settings, fetch)
+    rounds = Rounds(agent.steps)
+    while not ending.wait(TICK_S):
+        rounds.next()
+    agent.end()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The metadata server of a VM: who this host is. Every Compute Engine and TPU VM has one."""
 
+import http.client
 import json
 import os
 import urllib.error
@@ -44,7 +45,7 @@ def fetch(path: str, *, timeout: float = 5.0) -> str:
         with opener.open(request, timeout=timeout) as response:
             text: str = response.read().decode()
             return text
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise ClusterError(f"the metadata server at {host} does not answer for {path}: {error}") from error
 
 
@@ -62,6 +63,11 @@ def read_identity(fetch: Fetch) -> HostIdentity:
         accelerator_type=fetch("instance/attributes/accelerator-type").strip(),
         topology=parse_tpu_env(fetch("instance/attributes/tpu-env")).get("TOPOLOGY", ""),
     )
+
+
+def read_place(fetch: Fetch) -> tuple[str, str]:
+    """Project id and zone of this host."""
+    return fetch("project/project-id").strip(), fetch("instance/zone").strip().rpartition("/")[2]
 
 
 def parse_tpu_env(text: str) -> dict[str, str]:

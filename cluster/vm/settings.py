@@ -8,6 +8,10 @@ from typing import Any
 
 from cluster.secret_place import SecretPlace
 
+SPOT_NOTICE_S = 30.0
+STANDARD_NOTICE_S = 120.0
+"""From the notice to the end of the VM: Compute Engine's ACPI G2 to G3 (Scheduling.skipGuestOsShutdown)."""
+
 
 @dataclass(frozen=True)
 class HostSettings:
@@ -23,6 +27,18 @@ class HostSettings:
     slice_resource: str
     """The custom resource that worker 0 carries, so that spot and on-demand slices of one type are told apart."""
     chips_per_host: int
+    endpoint: str | None = None
+    """host:port of a plaintext Cloud TPU API; None: Google's own."""
+    owned: bool = True
+    """Whether podlaunch made the slice, and may delete it; one that the user made never deletes itself."""
+    spot: bool = False
+    head_lost_grace_s: float = 1800.0
+    """Seconds without the head after which the slice deletes itself."""
+
+    @property
+    def notice_s(self) -> float:
+        """Seconds from the notice of a preemption or of maintenance to the end of the VM."""
+        return SPOT_NOTICE_S if self.spot else STANDARD_NOTICE_S
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

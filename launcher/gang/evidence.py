@@ -12,6 +12,8 @@ from enum import StrEnum
 class Cause(StrEnum):
     """Which budget a failure is charged to; the names are the keys of status.json's recoveries."""
 
+    PREEMPTED = "preempted"
+    """The cloud took a slice away, by preemption or for maintenance."""
     INFRASTRUCTURE = "infrastructure"
     OOM = "oom"
     APPLICATION = "application"
@@ -25,6 +27,14 @@ class HostFailure:
     time: float
     code: int | None
     error: str
+    preempted: bool = False
+    """There is evidence that the cloud took the host away."""
+    sick: str = ""
+    """What the process said that blames the machine and not the program; its slice has to be replaced."""
+
+    @property
+    def needs_new_hosts(self) -> bool:
+        return self.code is None or self.preempted or bool(self.sick)
 
     @property
     def describe(self) -> str:
@@ -53,12 +63,33 @@ def is_echo(failure: HostFailure) -> bool:
     return failure.code == -signal.SIGABRT or any(text in failure.error for text in _ECHOES)
 
 
+# What blames the machine and not the program (from marin-community/marin, iris/worker/tpu_health.py).
+_SICK = (
+    "Couldn't open iommu group",
+    "open(/dev/vfio",
+    "Failed to initialize TPU system",
+    "TPU initialization failed",
+    "No accelerator found",
+)
+
+
+def sickness(output: str) -> str:
+    """The first line of a failed process's output that says its machine is sick; empty when there is none."""
+    return next((line.strip()[:500] for line in output.splitlines() if any(text in line for text in _SICK)), "")
+
+
 def classify(failures: Sequence[HostFailure]) -> tuple[HostFailure, Cause]:
-    """The first failure that is no echo (else the first), and its cause. `failures` is not empty."""
+    """The failure that counts, and its cause. `failures` is not empty.
+
+    That of a sick machine if there is one (its peers fail with it), else the first that is no echo, else the first. When the cloud took a
+    host away, what follows from it is charged to that.
+    """
     ordered = sorted(failures, key=lambda failure: failure.time)
     first = next((failure for failure in ordered if not is_echo(failure)), ordered[0])
+    first = next((failure for failure in ordered if failure.sick), first)
     if any(text in first.error for text in _OOM):
         return first, Cause.OOM
-    if first.code is None or first.code < 0 or is_echo(first):
-        return first, Cause.INFRASTRUCTURE
-    return first, Cause.APPLICATION
+    if first.code is not None and first.code > 0 and not (first.sick or is_echo(first)):
+        return first, Cause.APPLICATION
+    taken = next((failure for failure in ordered if failure.preempted), None)
+    return (first, Cause.INFRASTRUCTURE) if taken is None else (taken, Cause.PREEMPTED)

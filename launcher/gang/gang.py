@@ -1,21 +1,25 @@
 """The gang of one run on Ray: its slices, its runners, their children. All that the supervisor needs of Ray is here."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.core.generated import autoscaler_pb2
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
-from launcher.gang.placement import Host, complete, living_hosts, process_environment
+from launcher.gang.placement import Host, incomplete, living_hosts, process_environment
 from launcher.gang.runner import Event, Runner
 from launcher.runs import RunDirectory
 
 EVENT_WAIT_S = 20.0
 """How long a runner holds a question for events before it answers with none."""
+DRAIN_LIMIT_S = 60.0
+"""What is still on a slice that was given up may be ended after this."""
 
 
 class Gang:
@@ -32,6 +36,8 @@ class Gang:
         self._runners: list[Any] = []
         self._pending: dict[Any, int] = {}
         self.hosts: list[Host] = []
+        self.incomplete: list[str] = []
+        """Slices that were reserved and lack hosts, as `find_hosts` saw it last."""
 
     def reserve(self) -> PlacementGroup:
         """Ask for the run's slices; pending, this is the demand that makes the autoscaler create them."""
@@ -50,8 +56,10 @@ class Gang:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         held = set(ray.util.placement_group_table(group)["bundles_to_node_id"].values())
         slices = {(node.get("Labels") or {}).get("ray.io/tpu-slice-name") for node in nodes if node["NodeID"] in held}
-        self.hosts = living_hosts(nodes, [name for name in slices if name])
-        return complete(self.hosts, self._config.slices, self._config.hosts_per_slice)
+        names = sorted(name for name in slices if name)
+        self.hosts = living_hosts(nodes, names)
+        self.incomplete = incomplete(self.hosts, names, self._config.hosts_per_slice)
+        return len(names) == self._config.slices and not self.incomplete
 
     def place(self) -> None:
         """Start one runner a host, holding all its chips."""
@@ -104,7 +112,8 @@ class Gang:
             try:
                 found += [(index, event) for event in ray.get(reference)]
             except RayActorError as error:
-                found.append((index, {"event": "lost", "error": f"the host's runner is gone: {_first_line(error)}"}))
+                words = f"the host's runner is gone: {_first_line(error)}"
+                found.append((index, {"event": "lost", "error": words, "preempted": error.preempted}))
         return found
 
     def terminate(self) -> None:
@@ -116,13 +125,23 @@ class Gang:
         """End every training process at once; their peers would hang in a collective. Raises GangLost when a host does not answer."""
         self._ask([runner.kill.remote() for runner in self._runners], timeout)
 
+    def replace(self, slices: Sequence[str], reason: str) -> None:
+        """Give up these slices: their workers 0 are drained for good, so that the autoscaler deletes the slices once they are released."""
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)  # type: ignore[attr-defined]  # a compiled module
+        preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]  # generated
+        for host in living_hosts(nodes, slices):
+            if host.worker_id == 0:
+                deadline_ms = int((time.time() + DRAIN_LIMIT_S) * 1000)
+                client.drain_node(host.node_id, preemption, reason, deadline_ms)
+
     def release(self) -> None:
         """Give runners and slices back."""
         for runner in self._runners:
             ray.kill(runner)
         for group in reversed(self._groups):
             remove_placement_group(group)
-        self._runners, self._groups, self._pending, self.hosts = [], [], {}, []
+        self._runners, self._groups, self._pending, self.hosts, self.incomplete = [], [], {}, [], []
 
     def _ask(self, calls: Sequence[Any], timeout: float) -> list[Any]:
         try:

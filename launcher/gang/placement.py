@@ -38,13 +38,10 @@ def living_hosts(nodes: Iterable[Mapping[str, Any]], slices: Iterable[str]) -> l
     return sorted(hosts, key=lambda host: (host.slice_name, host.worker_id))
 
 
-def complete(hosts: Sequence[Host], slices: int, hosts_per_slice: int) -> bool:
-    """Whether every slice has exactly its hosts, each once."""
-    expected = set(range(hosts_per_slice))
-    by_slice: dict[str, list[int]] = {}
-    for host in hosts:
-        by_slice.setdefault(host.slice_name, []).append(host.worker_id)
-    return len(by_slice) == slices and all(len(ids) == hosts_per_slice and set(ids) == expected for ids in by_slice.values())
+def incomplete(hosts: Sequence[Host], slices: Iterable[str], hosts_per_slice: int) -> list[str]:
+    """Those of `slices` that do not have exactly their hosts, each once."""
+    expected = list(range(hosts_per_slice))
+    return [name for name in slices if sorted(host.worker_id for host in hosts if host.slice_name == name) != expected]
 
 
 def process_environment(hosts: Sequence[Host], index: int, port: int, megascale_port: int) -> dict[str, str]:

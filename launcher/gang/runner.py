@@ -2,6 +2,9 @@
 
 A child is started by a thread that lives as long as the child: the kernel sends its PR_SET_PDEATHSIG when the THREAD that started it
 ends, not the process. The child ends with its runner, and the runner with its supervisor.
+
+When the host's agent announces the end of the host (cluster/vm/host_dir.py), the runner tells the supervisor and asks its child to
+checkpoint and end at the next step.
 """
 
 import json
@@ -19,9 +22,15 @@ from typing import Any
 
 from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
+from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice
 from launcher import code
+from launcher.gang.evidence import sickness
 
 Event = dict[str, Any]
+
+NOTICE_INTERVAL_S = 0.25
+"""How often the agent's file is looked at."""
+_TAIL_BYTES = 64 * 1024
 
 # What the child must not take over from the Ray worker that its runner is.
 _NOT_FOR_CHILDREN = ("RAY_", "MEGASCALE_", "PYTHONPATH", "OMP_NUM_THREADS")
@@ -80,7 +89,9 @@ class Child:
             for line in lines:
                 self._events.put(_parse(line))
         code = self._process.wait()
-        self._events.put({"event": "exit", "code": code, "time": time.time(), "last_line": _last_line(self._log)})
+        said = _tail(self._log)
+        sick = sickness(said) if code != 0 else ""
+        self._events.put({"event": "exit", "code": code, "time": time.time(), "last_line": _last_line(said), "sick": sick})
 
 
 class Runner:
@@ -91,6 +102,10 @@ class Runner:
         self._host = host
         self._events: queue.Queue[Event] = queue.Queue()
         self._child: Child | None = None
+        self._told: Notice | None = None
+        folder = os.environ.get(HOST_DIR_VARIABLE)
+        if folder is not None:
+            threading.Thread(target=self._watch_notices, args=(Path(folder),), name="notices", daemon=True).start()
 
     def free_ports(self, count: int) -> list[int]:
         """Ports of this host that are free now."""
@@ -119,6 +134,7 @@ class Runner:
         }
         argv = [sys.executable, "-m", "launcher.training.child", str(self._run_dir), "--attempt", str(attempt)]
         self._child = Child(argv, env, Path(log), self._events)
+        self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
 
     def next_events(self, timeout: float) -> list[Event]:
         """What the child has said since the last call; waits up to `timeout` seconds for the first event."""
@@ -143,6 +159,20 @@ class Runner:
             self._child.wait(30.0)
             self._child = None
 
+    def _watch_notices(self, folder: Path) -> None:
+        """For as long as the actor lives: its process ends with it."""
+        while True:
+            self.pass_on(read_notice(folder))
+            time.sleep(NOTICE_INTERVAL_S)  # a file of another process, which tells nobody
+
+    def pass_on(self, notice: Notice | None) -> None:
+        """Tell the supervisor of a new notice, and the child to checkpoint and end while there is time."""
+        if notice is None or notice == self._told or self._child is None:
+            return
+        self._told = notice
+        self._events.put({"event": "notice", "kind": notice.kind.value, "time": notice.time, "deadline": notice.deadline})
+        self.terminate()
+
 
 def _read_secrets(place: str | None) -> dict[str, str]:
     """The values of the secrets that the run names. `place`: a SecretPlace as JSON; they live there and in the child's environment."""
@@ -160,9 +190,13 @@ def _parse(line: str) -> Event:
     return value if isinstance(value, dict) else {"event": "noise", "text": line.rstrip()}
 
 
-def _last_line(log: Path) -> str:
-    """The last line of the log that says something."""
+def _tail(log: Path) -> str:
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 8192))
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        return file.read().decode(errors="replace")
+
+
+def _last_line(output: str) -> str:
+    """The last line that says something."""
+    lines = [line for line in output.splitlines() if line.strip()]
     return lines[-1].strip()[:500] if lines else ""

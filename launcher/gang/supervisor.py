@@ -5,13 +5,14 @@ It trains nothing and knows no model.
 """
 
 import argparse
+import functools
 import json
 import logging
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import ray
 from cluster.autoscaler import slice_resource
 from cluster.logs import set_up_logging
 from cluster.secret_place import SecretPlace
+from cluster.tpu.lifecycle import provisioning_limit
 from launcher.gang.evidence import Cause, HostFailure, classify
 from launcher.gang.gang import Gang, GangLost
+from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
 from launcher.runs import Recoveries, RunDirectory, RunState
 
@@ -36,21 +39,53 @@ ANSWER_LIMIT_S = 60.0
 EXIT_STOPPED = 143
 """The exit code of a training process that was asked to end and did (128 + SIGTERM)."""
 
-BUDGETED = (Cause.INFRASTRUCTURE,)
+NOTICE_GRACE_S = 5.0
+"""After the announced end of a host: whoever still says nothing then is gone or waits for those who are."""
+
+CURABLE = frozenset({Cause.PREEMPTED, Cause.INFRASTRUCTURE})
 """Causes that a new attempt may cure; a bug or too small a memory would only fail again."""
+BUDGETED = frozenset({Cause.INFRASTRUCTURE})
+"""Of these, the ones that run.max_restarts limits: spot slices may be taken as often as the cloud likes."""
+
+
+@dataclass
+class Watched:
+    """What the hosts of one attempt have said, by their index in the gang."""
+
+    ended: dict[int, int] = field(default_factory=dict)
+    """Exit codes of the processes that ended well, or as they were asked to."""
+    failures: list[HostFailure] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    notices: list[HostFailure] = field(default_factory=list)
+    """Hosts that the cloud announced to take away."""
+    deadline: float = float("inf")
+    """When the first of them ends."""
 
 
 class Supervisor:
     """One run, from its slices to its end. `gang` is all that it knows of Ray."""
 
     def __init__(
-        self, directory: RunDirectory, gang: Gang, record: RunRecord, max_restarts: int, clock: Callable[[], float] = time.time
+        self,
+        directory: RunDirectory,
+        gang: Gang,
+        record: RunRecord,
+        max_restarts: int,
+        clock: Callable[[], float] = time.time,
+        *,
+        taken: Callable[[list[str]], str] = lambda _: "",
+        hosts_limit: float = provisioning_limit(1),
     ) -> None:
+        """`clock`: seconds since the epoch. `taken`: what the cloud did to one of these slices, empty for nothing. `hosts_limit`: seconds
+        that the hosts of a reserved slice may take to join.
+        """
         self._directory = directory
         self._gang = gang
         self._record = record
         self._max_restarts = max_restarts
         self._clock = clock
+        self._taken = taken
+        self._hosts_limit = hosts_limit
         self._interrupted = False
         self._restarts = 0  # of this job: a run that is taken up again has its whole budget
 
@@ -84,7 +119,7 @@ class Supervisor:
             self._gang.start(attempt, ANSWER_LIMIT_S)
             return self._watch()
         except GangLost as error:
-            return HostFailure("gang", self._clock(), None, str(error)), Cause.INFRASTRUCTURE
+            return self._classify([HostFailure("gang", self._clock(), None, str(error))])
 
     def _get_hosts(self) -> bool:
         """Wait for slices and hosts, however long that takes. False when the run was stopped meanwhile."""
@@ -95,8 +130,13 @@ class Supervisor:
             if self._stop_asked():
                 return False
         self._record.enter(self._record.status.state, "waiting for hosts")
+        deadline = self._clock() + self._hosts_limit
         while not self._gang.find_hosts(group):
             self._record.tick()
+            if self._clock() > deadline and self._gang.incomplete:
+                words = f"not all hosts of {', '.join(self._gang.incomplete)} joined within {self._hosts_limit:.0f} s"
+                self._gang.replace(self._gang.incomplete, words)
+                raise GangLost(words)
             if self._stop_asked():
                 return False
             time.sleep(0.25)  # Ray tells nobody when a node joins
@@ -108,15 +148,16 @@ class Supervisor:
 
     def _watch(self) -> tuple[HostFailure, Cause] | None:
         """Follow the gang until it ends."""
-        ended: dict[int, int] = {}
-        failures: list[HostFailure] = []
-        errors: dict[int, str] = {}
+        seen = Watched()
         decide_at: float | None = None
         kill_at: float | None = None
-        while len(ended) + len(failures) < len(self._gang.hosts) and not (decide_at is not None and self._clock() >= decide_at):
+        while len(seen.ended) + len(seen.failures) < len(self._gang.hosts) and not (decide_at is not None and self._clock() >= decide_at):
+            announced = bool(seen.notices)
             for index, event in self._gang.poll(timeout=0.1 if decide_at is not None else 0.5):
-                self._take(index, event, ended, failures, errors)
-            if failures and decide_at is None:
+                self._take(index, event, seen)
+            if seen.notices and not announced:
+                self._gang.terminate()  # also those whose hosts stay: they would wait for the others
+            if decide_at is None and (seen.failures or self._clock() > seen.deadline + NOTICE_GRACE_S):
                 decide_at = self._clock() + ECHO_WINDOW_S
             if kill_at is None and self._stop_asked():
                 self._record.enter(self._record.status.state, "stopping")
@@ -126,31 +167,46 @@ class Supervisor:
                 self._end(RunState.STOPPED, f"stopped; its processes did not checkpoint within {STOP_GRACE_S:.0f} s and were killed")
                 return None
             self._record.tick()
-        return self._conclude(ended, failures, stopping=kill_at is not None)
+        return self._conclude(seen, stopping=kill_at is not None)
 
-    def _take(
-        self, index: int, event: Mapping[str, Any], ended: dict[int, int], failures: list[HostFailure], errors: dict[int, str]
-    ) -> None:
+    def _take(self, index: int, event: Mapping[str, Any], seen: Watched) -> None:
         host, kind = self._gang.hosts[index].name, event["event"]
         if kind == "error":
-            errors[index] = str(event["error"])
+            seen.errors[index] = str(event["error"])
+        elif kind == "notice":
+            self._record.event("notice", host=host, kind=event["kind"], deadline=event["deadline"])
+            seen.notices.append(HostFailure(host, event["time"], None, f"the cloud announced: {event['kind']}", preempted=True))
+            seen.deadline = min(seen.deadline, event["deadline"])
         elif kind == "lost":
-            failures.append(HostFailure(host, self._clock(), None, str(event["error"])))
+            seen.failures.append(HostFailure(host, self._clock(), None, str(event["error"]), event.get("preempted", False)))
         elif kind == "exit" and event["code"] in (0, EXIT_STOPPED):
-            ended[index] = event["code"]
+            seen.ended[index] = event["code"]
         elif kind == "exit":
-            failures.append(HostFailure(host, event["time"], event["code"], errors.get(index) or event["last_line"]))
+            error = seen.errors.get(index) or event["last_line"]
+            seen.failures.append(HostFailure(host, event["time"], event["code"], error, sick=event.get("sick", "")))
         elif index == 0:
             self._record.apply(event)
 
-    def _conclude(self, ended: Mapping[int, int], failures: list[HostFailure], *, stopping: bool) -> tuple[HostFailure, Cause] | None:
-        if failures and not stopping:
-            return classify(failures)
-        if stopping or EXIT_STOPPED in ended.values():
+    def _conclude(self, seen: Watched, *, stopping: bool) -> tuple[HostFailure, Cause] | None:
+        stopped = [self._gang.hosts[index].name for index, code in seen.ended.items() if code == EXIT_STOPPED]
+        if stopping:
             self._end(RunState.STOPPED, "stopped on request")
+        elif seen.failures or (seen.notices and len(seen.ended) < len(self._gang.hosts)):
+            return self._classify(seen.failures + seen.notices)
+        elif stopped and seen.notices:
+            return seen.notices[0], Cause.PREEMPTED
+        elif stopped:  # nobody of ours asked: the machine is being shut down, or somebody sent the signal by hand
+            return HostFailure(stopped[0], self._clock(), -signal.SIGTERM, ""), Cause.INFRASTRUCTURE
         else:
             self._end(RunState.SUCCEEDED, None)
         return None
+
+    def _classify(self, failures: list[HostFailure]) -> tuple[HostFailure, Cause]:
+        first, cause = classify(failures)
+        slices = sorted({host.slice_name for host in self._gang.hosts})
+        if cause is Cause.INFRASTRUCTURE and first.code is None and (words := self._taken(slices)):
+            return replace(first, error=f"{words}; {first.error}", preempted=True), Cause.PREEMPTED
+        return first, cause
 
     def _may_recover(self, first: HostFailure, cause: Cause, crash_loop: bool) -> bool:
         """Write the failure down and prepare the next attempt, or end the run."""
@@ -158,16 +214,16 @@ class Supervisor:
         self._record.event("failure", host=first.host, cause=cause.value, error=first.describe, attempt=status.attempt, step=status.step)
         logger.warning("attempt %d failed at step %d on %s (%s): %s", status.attempt, status.step, first.host, cause, first.describe)
         failure = failure_of(first.host, first.describe)
-        if cause not in BUDGETED:
+        if cause not in CURABLE:
             self._end(RunState.FAILED, f"{cause.value} error", first_failure=failure)
             return False
         if crash_loop:
             self._end(RunState.FAILED, f"crash loop: the same error twice at step {status.step}", first_failure=failure)
             return False
-        if self._restarts >= self._max_restarts:
+        if cause in BUDGETED and self._restarts >= self._max_restarts:
             self._end(RunState.FAILED, f"run.max_restarts={self._max_restarts} is used up", first_failure=failure)
             return False
-        self._restarts += 1
+        self._restarts += cause in BUDGETED
         counts = {**vars(status.recoveries), cause.value: getattr(status.recoveries, cause.value) + 1}
         self._record.enter(
             RunState.RECOVERING, "recovering", attempt=status.attempt + 1, recoveries=Recoveries(**counts), first_failure=failure
@@ -178,7 +234,9 @@ class Supervisor:
     def _clear(self, first: HostFailure) -> None:
         """Kill what is left of the gang; when a host is lost, give everything back and start with new hosts."""
         try:
-            if first.code is None:
+            if first.sick:
+                self._gang.replace([first.host.rpartition("/")[0]], f"its host {first.host} is sick: {first.sick}")
+            if first.needs_new_hosts:
                 raise GangLost(first.error)
             self._gang.kill(ANSWER_LIMIT_S)
         except GangLost:
@@ -209,7 +267,14 @@ def main() -> None:
     record.enter(RunState.STARTING, "connecting to Ray")
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
     gang = Gang(directory, config.cluster, slice_resource(config.cluster), arguments.secrets)
-    supervisor = Supervisor(directory, gang, record, config.run.max_restarts)
+    supervisor = Supervisor(
+        directory,
+        gang,
+        record,
+        config.run.max_restarts,
+        taken=functools.partial(taken_slice, config.cluster.name),
+        hosts_limit=provisioning_limit(config.cluster.hosts),
+    )
     signal.signal(signal.SIGTERM, supervisor.interrupt)
     try:
         supervisor.run()

@@ -97,6 +97,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[Home]:
+    yield from make_home()
+
+
+def make_home() -> Iterator[Home]:
     """The user's folder holds a conf/, a launcher.py and a cluster.py of the user's own, none of which may matter."""
     base = Path(tempfile.mkdtemp(prefix="podlaunch-test-"))
     folder = base / "work"

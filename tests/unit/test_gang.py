@@ -10,7 +10,7 @@ import pytest
 from cluster.config import ClusterConfig
 from launcher.config import DataConfig, LaunchConfig, ModelConfig
 from launcher.gang.evidence import Cause, HostFailure, classify
-from launcher.gang.placement import Host, complete, living_hosts, process_environment
+from launcher.gang.placement import Host, incomplete, living_hosts, process_environment
 from launcher.gang.record import RunRecord
 from launcher.runs import RunDirectory, RunState, RunStatus
 
@@ -32,15 +32,15 @@ def test_hosts_are_ordered_by_slice_and_worker_whatever_ray_says_first() -> None
 @pytest.mark.parametrize(
     ("present", "expected"),
     [
-        ([("s0", 0), ("s0", 1)], True),
-        ([("s0", 0)], False),
-        ([("s0", 0), ("s0", 0)], False),  # a host that registered twice is not two hosts
-        ([("s0", 0), ("s0", 2)], False),
-        ([("s0", 0), ("s0", 1), ("s1", 0), ("s1", 1)], False),
+        ([("s0", 0), ("s0", 1)], []),
+        ([("s0", 0)], ["s0"]),
+        ([], ["s0"]),
+        ([("s0", 0), ("s0", 0)], ["s0"]),  # a host that registered twice is not two hosts
+        ([("s0", 0), ("s0", 2)], ["s0"]),
     ],
 )
-def test_a_gang_of_one_slice_is_complete_with_each_worker_once(present: list[tuple[str, int]], expected: bool) -> None:
-    assert complete(hosts(*present), slices=1, hosts_per_slice=2) is expected
+def test_a_slice_is_complete_with_each_worker_once(present: list[tuple[str, int]], expected: list[str]) -> None:
+    assert incomplete(hosts(*present), ["s0"], hosts_per_slice=2) == expected
 
 
 def test_one_slice_gets_no_megascale_variables() -> None:

@@ -19,6 +19,7 @@ from cluster.secret_place import SecretPlace
 from cluster.state import clusters_dir
 from cluster.tpu.api import TpuApi
 from cluster.tpu.errors import StockoutError, TPUError
+from cluster.tpu.losses import read_losses
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import read_refusals
 from cluster.vm.bundle import Bundle
@@ -84,6 +85,7 @@ def test_a_refusal_that_comes_late_is_told_by_the_next_creation(provider: SliceN
 
 
 def test_a_waiting_slice_stands_and_a_preempted_one_is_deleted(provider: SliceNodeProvider, emulator: Embedded) -> None:
+    (clusters_dir() / "mine").mkdir()
     emulator.cloud.set_capacity("us-central2-b", "v4-16", 1)
     provider.create_node({}, TAGS, 2)
     wait_until(lambda: sum(provider.is_running(node) for node in provider.non_terminated_nodes({})) == 2)
@@ -93,7 +95,11 @@ def test_a_waiting_slice_stands_and_a_preempted_one_is_deleted(provider: SliceNo
     emulator.cloud.set_capacity("us-central2-b", "v4-16", 0)
     node = emulator.cloud._nodes[f"projects/podlaunch-emulated/locations/us-central2-b/nodes/{running}"]
     node.message.state = 11  # PREEMPTED
+    began = time.time()
     assert provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"}) == [waiting]
+    listed, lost = read_losses("mine")
+    assert lost == {running: "PREEMPTED"}, "whoever asks why its hosts are gone finds it"
+    assert listed == pytest.approx(began, abs=5)
     wait_until(lambda: emulator.cloud.list_nodes("projects/podlaunch-emulated/locations/-")[0] == [])
     provider.terminate_node(waiting)
     wait_until(lambda: emulator.cloud.queued.list_page("projects/podlaunch-emulated/locations/-")[0] == [])
@@ -137,6 +143,13 @@ def test_nodes_carry_the_startup_script_and_name_the_token_without_holding_it(pr
     assert "bundle-hash" in metadata["startup-script"]
     settings = HostSettings.from_dict(json.loads(metadata[HOST_ATTRIBUTE]))
     assert (settings.head_address, settings.token.secret, settings.chips_per_host) == ("127.0.0.9:1", "token-of-mine", 4)
+    assert (settings.owned, settings.endpoint, settings.head_lost_grace_s) == (True, emulator.endpoint, 1800.0)
+
+
+@pytest.mark.parametrize(("provisioning", "seconds"), [("spot", 30.0), ("on-demand", 120.0)])
+def test_a_spot_host_has_less_time_after_a_notice(provisioning: str, seconds: float) -> None:
+    config = dataclasses.replace(CONFIG, provisioning=provisioning)
+    assert host_settings(config, "h:1", SecretPlace(file="/t")).notice_s == seconds
 
 
 def test_spot_and_on_demand_slices_of_one_type_are_told_apart() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.gang.runner import Child, Event
+from cluster.vm.host_dir import Notice, NoticeKind, write_notice
+from launcher.gang.runner import Child, Event, Runner
 
 TALK = """
 import json, os, sys
@@ -77,3 +78,36 @@ def test_a_training_process_dies_with_its_runner(tmp_path: Path) -> None:
     except psutil.NoSuchProcess:
         return
     assert not psutil.pid_exists(pid)
+
+
+def test_a_failed_child_that_blames_the_machine_says_so(tmp_path: Path) -> None:
+    _, events = start("print('RuntimeError: TPU initialization failed: no chip'); print('bye'); raise SystemExit(1)", tmp_path / "log")
+    found = events.get(timeout=20)
+    assert (found["sick"], found["last_line"]) == ("RuntimeError: TPU initialization failed: no chip", "bye")
+    _, events = start("print('TPU initialization failed, on the CPU now')", tmp_path / "other")
+    assert events.get(timeout=20)["sick"] == "", "a program that ended well is not asked"
+
+
+def test_a_notice_reaches_the_supervisor_and_the_child_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_notice(tmp_path, Notice(NoticeKind.PREEMPTED, 1.0, 31.0))
+    monkeypatch.delenv("PODLAUNCH_HOST_DIR", raising=False)
+    runner = Runner(str(tmp_path), 0)
+    notice = Notice(NoticeKind.PREEMPTED, 1.0, 31.0)
+    runner.pass_on(notice)
+    assert runner.next_events(0.0) == [], "nobody is there to be told"
+    runner._child = Child([sys.executable, "-c", SLEEP], dict(os.environ), tmp_path / "log", runner._events)
+    for _ in range(3):
+        runner.pass_on(notice)
+    assert runner._child.wait(20)
+    found = [*runner.next_events(20.0), *runner.next_events(20.0)]
+    assert found[0] == {"event": "notice", "kind": "preempted", "time": 1.0, "deadline": 31.0}
+    assert [(event["event"], event.get("code")) for event in found[1:]] == [("exit", -signal.SIGTERM)]
+
+
+def test_the_agents_file_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PODLAUNCH_HOST_DIR", str(tmp_path))
+    runner = Runner(str(tmp_path), 0)
+    runner._child = Child([sys.executable, "-c", SLEEP], dict(os.environ), tmp_path / "log", runner._events)
+    write_notice(tmp_path, Notice(NoticeKind.MAINTENANCE, 1.0, 31.0))
+    assert runner.next_events(20.0)[0]["kind"] == "maintenance"
+    assert runner._child.wait(20)

@@ -35,6 +35,7 @@ class ScriptedGang:
         self._unreachable_at = unreachable_at
         self._script: Script = []
         self.hosts: list[Host] = []
+        self.incomplete: list[str] = []
         self.calls: list[str] = []
 
     def reserve(self) -> str:
@@ -48,6 +49,9 @@ class ScriptedGang:
     def find_hosts(self, group: str) -> bool:
         self.hosts = [Host("s0", worker, f"10.0.0.{worker}", f"n{worker}") for worker in range(2)]
         return True
+
+    def replace(self, slices: list[str], reason: str) -> None:
+        self.calls.append(f"replace {','.join(slices)}")
 
     def place(self) -> None:
         self.calls.append("place")
@@ -95,12 +99,14 @@ def run(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-def supervise(run: RunDirectory, gang: ScriptedGang, clock: Clock, *, max_restarts: int = 3, interrupt: bool = False) -> RunStatus:
+def supervise(
+    run: RunDirectory, gang: ScriptedGang, clock: Clock, *, max_restarts: int = 3, interrupt: bool = False, taken: str = ""
+) -> RunStatus:
     status = run.status()
     assert status is not None
     record = RunRecord(run, status, clock, None)
     record.enter(RunState.STARTING, "connecting to Ray")
-    supervisor = Supervisor(run, cast(Gang, gang), record, max_restarts, clock)
+    supervisor = Supervisor(run, cast(Gang, gang), record, max_restarts, clock, taken=lambda _: taken, hosts_limit=600.0)
     if interrupt:
         supervisor.interrupt()
     supervisor.run()
@@ -217,3 +223,117 @@ def test_every_change_of_state_is_an_event(run: RunDirectory) -> None:
     supervise(run, ScriptedGang(clock, script, [(0, step(2)), (0, exited(0)), (1, exited(0))]), clock)
     states: list[Any] = [event["state"] for event in run.events() if event["event"] == "state"]
     assert states == ["STARTING", "RUNNING", "RECOVERING", "RUNNING", "SUCCEEDED"]
+
+
+def noticed(clock: Clock, kind: str = "preempted", within: float = 30.0) -> Event:
+    return {"event": "notice", "kind": kind, "time": clock.now, "deadline": clock.now + within}
+
+
+@pytest.mark.parametrize("kind", ["preempted", "maintenance"])
+def test_a_gang_that_checkpoints_on_notice_goes_on_on_new_hosts_and_costs_no_budget(run: RunDirectory, kind: str) -> None:
+    clock = Clock()
+    gang = ScriptedGang(clock, [(0, step(4)), (0, noticed(clock, kind))], [(0, step(5)), (0, exited(0)), (1, exited(0))])
+    status = supervise(run, gang, clock, max_restarts=0)
+    assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(preempted=1))
+    assert gang.calls == ["reserve", "place", "start 0", "terminate", "release", "reserve", "place", "start 1", "release"]
+    assert status.first_failure is not None
+    assert status.first_failure.error == f"the cloud announced: {kind}"
+    assert [(event["host"], event["kind"]) for event in run.events() if event["event"] == "notice"] == [("s0/0", kind)]
+
+
+def test_hosts_that_go_before_they_have_checkpointed_are_preempted_too(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Slow(ScriptedGang):
+        def terminate(self) -> None:
+            self._script = [(0, exited(1, "Gloo: Connection closed by peer")), (1, {"event": "lost", "error": "the runner is gone"})]
+
+    gang = Slow(clock, [(0, step(4)), (1, noticed(clock))], [(0, exited(0)), (1, exited(0))])
+    assert supervise(run, gang, clock, max_restarts=0).recoveries == Recoveries(preempted=1)
+
+
+def test_a_gang_that_says_nothing_after_its_notice_is_given_up_at_the_deadline(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Deaf(ScriptedGang):
+        def terminate(self) -> None:
+            """Its processes hang."""
+
+    gang = Deaf(clock, [(0, noticed(clock, within=30))], [(0, exited(0)), (1, exited(0))])
+    began = clock.now
+    assert supervise(run, gang, clock, max_restarts=0).recoveries == Recoveries(preempted=1)
+    assert 35 <= clock.now - began <= 40
+
+
+def test_a_run_that_finishes_after_the_notice_has_succeeded(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Done(ScriptedGang):
+        def terminate(self) -> None:
+            self._script = [(0, exited(0)), (1, exited(0))]
+
+    status = supervise(run, Done(clock, [(0, step(10)), (0, noticed(clock))]), clock)
+    assert (status.state, status.recoveries.total) == (RunState.SUCCEEDED, 0)
+
+
+def test_a_bug_on_a_preempted_slice_is_still_a_bug(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Broken(ScriptedGang):
+        def terminate(self) -> None:
+            self._script = [(1, failed("ValueError: bad")), (1, exited(1, "..."))]
+
+    status = supervise(run, Broken(clock, [(0, noticed(clock))]), clock)
+    assert (status.state, status.reason) == (RunState.FAILED, "application error")
+
+
+@pytest.mark.parametrize(("taken", "cause"), [("slice s0 became PREEMPTED", "preempted"), ("", "infrastructure")])
+def test_a_host_lost_without_a_word_is_preempted_when_the_cloud_took_its_slice(run: RunDirectory, taken: str, cause: str) -> None:
+    clock = Clock()
+    gang = ScriptedGang(clock, [(0, step(4)), (1, {"event": "lost", "error": "the runner is gone"})], [(0, exited(0)), (1, exited(0))])
+    status = supervise(run, gang, clock, taken=taken)
+    assert status.recoveries == Recoveries(**{cause: 1})
+    assert status.first_failure is not None
+    assert taken in status.first_failure.error
+
+
+def test_ray_knows_of_a_preemption_too(run: RunDirectory) -> None:
+    clock = Clock()
+    lost = {"event": "lost", "error": "the runner is gone", "preempted": True}
+    gang = ScriptedGang(clock, [(1, lost)], [(0, exited(0)), (1, exited(0))])
+    assert supervise(run, gang, clock, max_restarts=0).recoveries == Recoveries(preempted=1)
+
+
+def test_a_sick_machine_costs_its_slice_and_the_budget(run: RunDirectory) -> None:
+    clock = Clock()
+    sick = {**exited(1, "Traceback"), "sick": "RuntimeError: TPU initialization failed"}
+    gang = ScriptedGang(clock, [(0, exited(1, "Gloo: heartbeat")), (1, sick)], [(0, exited(0)), (1, exited(0))])
+    assert supervise(run, gang, clock).recoveries == Recoveries(infrastructure=1)
+    assert gang.calls[3:5] == ["replace s0", "release"]
+    endless: list[Script] = [[(1, sick)] for _ in range(5)]
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0))
+    assert supervise(run, ScriptedGang(clock, *endless), clock, max_restarts=2).state is RunState.FAILED, "a bad program burns no slices"
+
+
+def test_processes_that_somebody_else_asked_to_end_are_started_again(run: RunDirectory) -> None:
+    clock = Clock()
+    stopped: Script = [(0, exited(EXIT_STOPPED)), (1, exited(EXIT_STOPPED))]
+    status = supervise(run, ScriptedGang(clock, stopped, [(0, exited(0)), (1, exited(0))]), clock)
+    assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(infrastructure=1))
+
+
+def test_a_slice_whose_hosts_do_not_all_join_is_replaced(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Half(ScriptedGang):
+        tries = 0
+
+        def find_hosts(self, group: str) -> bool:
+            clock.now += 100
+            Half.tries += 1
+            self.incomplete = ["s0"] if Half.tries < 9 else []
+            return super().find_hosts(group) if Half.tries >= 9 else False
+
+    gang = Half(clock, [(0, exited(0)), (1, exited(0))])
+    assert supervise(run, gang, clock).recoveries == Recoveries(infrastructure=1)
+    assert gang.calls[:3] == ["reserve", "replace s0", "release"]

@@ -195,3 +195,9 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(-1.0, "0 s"), (39.6, "40 s"), (300.0, "5 min"), (9000.0, "2.5 h")])
 def test_short_durations_are_said_in_one_unit(seconds: float, text: str) -> None:
     assert short_duration(seconds) == text
+
+
+def test_the_grace_without_a_head_is_a_length_of_time() -> None:
+    assert ClusterConfig(name="c", accelerator_type="v4-16", head_lost_grace="90s").head_lost_grace_seconds == 90.0
+    with pytest.raises(ConfigError, match=r"cluster\.head_lost_grace 'soon'"):
+        ClusterConfig(name="c", accelerator_type="v4-16", head_lost_grace="soon")

@@ -1,0 +1,130 @@
+"""What befalls the hosts of a run: the run comes to the end it would have come to, and nothing is left over."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.runs import RunState
+from tests.chaos.conftest import STEPS, Cluster, Run
+from tests.integration.conftest import eventually
+
+pytestmark = pytest.mark.timeout(400)
+HOLD = "import sys, time; held = open(sys.argv[1]); print('held', flush=True); time.sleep(600)"
+
+
+def check_end(run: Run, undisturbed: dict[int, float], *, preempted: int = 0, infrastructure: int = 0) -> None:
+    """It SUCCEEDED, without a gap, and every step of every attempt came out as in a run to which nothing happened."""
+    status = run.directory.status()
+    assert status is not None
+    assert status.state is RunState.SUCCEEDED
+    assert (status.recoveries.preempted, status.recoveries.infrastructure) == (preempted, infrastructure), run.events("failure")
+    attempts = [run.losses(attempt) for attempt in range(status.attempt + 1)]
+    assert sorted({step for losses in attempts for step in losses}) == list(range(1, STEPS + 1))
+    for losses in attempts:
+        assert losses == {step: undisturbed[step] for step in losses}
+
+
+def test_one_run_survives_its_agents_a_raylet_a_poisoned_host_and_two_preemptions(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("battered", until=3, every=1000)
+    (first_slice,) = cluster.slices()
+
+    cluster.kill_agents()
+    run.reaches(6, attempt=0)
+    logs = [cluster.home.state / "logs" / f"host-{first_slice}-{worker}.log" for worker in range(2)]
+    eventually(lambda: all("taking over Ray" in log.read_text() for log in logs), "new agents")
+
+    lock = Path(cluster.host_process(1, "cluster.vm.host_agent").environ()["TMPDIR"]) / "libtpu_lockfile"
+    lock.touch()
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(cluster.disk(1) / "dev" / "accel0")], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    cluster.kill_raylet(1)
+    run.reaches(3, attempt=1)
+    assert cluster.slices() == [first_slice], "worker 1 joined again"
+    assert holder.wait(20) == -signal.SIGTERM
+    holder.stdout.close()
+    assert not lock.exists()
+
+    cluster.preempt(notice=30)
+    run.reaches(STEPS // 2, attempt=2)
+    (checkpoint, *_) = run.events("checkpoint")
+    assert min(run.losses(2)) == checkpoint["step"] + 1 == max(run.losses(1)) + 1, "taken on notice: none was due, and no step was lost"
+    second_slice = cluster.preempt(notice=0)
+    assert second_slice != first_slice
+
+    run.end()
+    check_end(run, undisturbed, preempted=2, infrastructure=1)
+    assert {event["kind"] for event in run.events("notice")} == {"preempted"}
+    assert second_slice not in cluster.slices()
+
+
+@pytest.mark.long
+def test_a_preemption_with_notice_checkpoints_first_and_goes_on_on_a_new_slice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("preempted", until=13, every=1000)
+    before = cluster.preempt(notice=30)
+    run.end()
+    check_end(run, undisturbed, preempted=1)
+    assert before not in cluster.slices()
+
+
+@pytest.mark.long
+def test_a_preemption_without_notice_is_charged_to_the_cloud(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("taken", until=13)
+    before = cluster.preempt(notice=0)
+    run.end()
+    check_end(run, undisturbed, preempted=1)
+    assert before not in cluster.slices()
+
+
+@pytest.mark.long
+def test_a_maintenance_event_moves_the_run_to_a_new_slice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("maintained", until=13, every=1000)
+    (before,) = cluster.slices()
+    cluster.admin("POST", "/maintain", node=before, notice=30)
+    run.end()
+    check_end(run, undisturbed, preempted=1)
+    assert {event["kind"] for event in run.events("notice")} == {"maintenance"}
+    assert before not in cluster.slices()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("worker", [0, 1])
+def test_the_death_of_a_raylet_costs_its_host_or_with_worker_0_its_slice(
+    cluster: Cluster, undisturbed: dict[int, float], worker: int
+) -> None:
+    run = cluster.start(f"raylet-{worker}", until=13)
+    (before,) = cluster.slices()
+    cluster.kill_raylet(worker)
+    run.end()
+    check_end(run, undisturbed, infrastructure=1)
+    assert (cluster.slices() == [before]) is (worker == 1)
+
+
+@pytest.mark.long
+def test_a_sick_machine_is_replaced_with_its_slice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("sick", until=13)
+    (before,) = cluster.slices()
+    with (run.directory.path / "logs" / "0" / "host-1.log").open("a") as log:
+        log.write("RuntimeError: Failed to initialize TPU system\n")
+    cluster.host_process(1, "launcher.training.child").kill()
+    run.end()
+    check_end(run, undisturbed, infrastructure=1)
+    assert before not in cluster.slices()
+
+
+@pytest.mark.long
+def test_killed_host_agents_come_back_and_the_run_does_not_notice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("agentless", until=5)
+    cluster.kill_agents()
+    run.end()
+    check_end(run, undisturbed)
+
+
+def test_slices_whose_head_is_gone_for_good_delete_themselves(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    """The last one: it costs the cluster."""
+    assert cluster.slices()
+    cluster.kill_head()
+    eventually(lambda: cluster.slices() == [], "no slice bills for nobody", limit=120)
