@@ -1,12 +1,17 @@
 """Ray's face of the slices: one autoscaler instance is one slice.
 
-Ray's autoscaler v2 calls this class from several threads. It asks for a listing once a tick and then for details of each node, so a
-listing is kept and serves them all. A listing is complete or it raises: a slice missing from one would be taken for ended and made again.
-Each listing also sweeps: what is left of lost slices is deleted, and late refusals are remembered for the next `create_node`.
+Ray's autoscaler v2 calls this class from several threads. It asks for a listing once a tick and then for details of each node, so what a
+listing showed is kept and serves them all. A listing is complete or it raises: a slice missing from one would be taken for ended and made
+again. Each listing also sweeps: what is left of lost slices is deleted, and what could not be deleted before is deleted again.
+
+What Ray asks for becomes an order at once and is asked for on threads of our own: no thread of Ray's waits for a cloud.
 """
 
 import logging
 import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray.autoscaler.node_provider import NodeProvider
@@ -24,8 +29,9 @@ from cluster.autoscaler import HEAD_TYPE
 from cluster.config import ClusterConfig
 from cluster.logs import set_up_logging
 from cluster.node_names import head_instance_id, slice_id
+from cluster.orders import Order, Orders
 from cluster.schema import build
-from cluster.tpu.errors import TPUError
+from cluster.tpu.errors import TPUError, UnknownError
 from cluster.tpu.lifecycle import Life
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import write_refusals
@@ -38,58 +44,100 @@ logger = logging.getLogger(__name__)
 TYPE_LABEL = "podlaunch-node-type"
 REQUEST_LABEL = "podlaunch-request"
 PATIENCE_S = 10.0
-"""Ray asks again at its next tick, so a stumbling service need not be waited for here."""
+"""An order is tried again anyway, so a stumbling service need not be waited for in one try."""
 STANDING = frozenset({Life.PENDING, Life.READY, Life.INTERRUPTED})
 """The lives in which Ray counts on a slice; the others are ended for it."""
+_TOGETHER = 16
+"""Orders that are asked for at once."""
+
+Submit = Callable[..., object]
+"""As `Executor.submit`."""
 
 
 class SliceNodeProvider(NodeProvider):
     """See Ray's `NodeProvider` for the interface."""
 
-    def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
+    def __init__(
+        self,
+        provider_config: dict[str, Any],
+        cluster_name: str,
+        slices: TPUProvider | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        submit: Submit | None = None,
+    ) -> None:
+        """Ray gives the first two. `slices`: who makes them, instead of one with a connection of its own. `clock`: seconds since the epoch.
+        `submit`: runs what may wait, instead of threads of its own.
+        """
         super().__init__(provider_config, cluster_name)
         set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
-        config = build(ClusterConfig, provider_config["cluster"])
-        self._slices = TPUProvider.connect(config, patience=PATIENCE_S)
+        self._config = build(ClusterConfig, provider_config["cluster"])
+        self._slices = slices if slices is not None else TPUProvider.connect(self._config, patience=PATIENCE_S)
         self._metadata = {
             "startup-script": startup_script(provider_config["bundle"]),
             HOST_ATTRIBUTE: provider_config["host_settings"],
         }
         self._head = head_instance_id(cluster_name)
+        self._clock = clock
+        self._submit = submit if submit is not None else ThreadPoolExecutor(_TOGETHER, thread_name_prefix="orders").submit
+        self._orders = Orders(clock)
         self._lock = threading.Lock()
-        self._known: dict[str, ClusterSlice] = {}
+        self._standing: dict[str, ClusterSlice] = {}
+        self._shown: dict[str, ClusterSlice | Order] = {}
+        self._doomed: set[str] = set()
         self._requested: dict[str, int] = {}
         self._published: list[str] = []
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
-        listed = {s.name: s for s in self._slices.sweep() if s.life in STANDING}
-        self._publish_refusals()
+        began = self._clock()
+        swept = self._slices.sweep()
+        there = {item.name for item in swept}
+        self._orders.listed(there, self._slices.unseen(), began)
+        standing = {item.name: item for item in swept if item.life in STANDING}
+        waiting = {order.name: order for order in self._orders.all()}
         with self._lock:
-            self._known = listed
-        return [node for node in [self._head, *listed] if tag_filters.items() <= self.node_tags(node).items()]
+            self._standing, self._shown = standing, {**waiting, **standing}
+            shown = list(self._shown)
+            self._doomed &= there | waiting.keys()
+            doomed = [item for name, item in standing.items() if name in self._doomed]
+        self._end_again(doomed)
+        self._work()
+        self._publish_refusals()
+        return [node for node in [self._head, *shown] if tag_filters.items() <= self.node_tags(node).items()]
 
     def is_running(self, node_id: str) -> bool:
-        return node_id == self._head or self._get(node_id).life is Life.READY
+        if node_id == self._head:
+            return True
+        item = self._get(node_id)
+        return isinstance(item, ClusterSlice) and item.life is Life.READY
 
     def is_terminated(self, node_id: str) -> bool:
         with self._lock:
-            return node_id != self._head and node_id not in self._known
+            return node_id != self._head and node_id not in self._shown
 
     def node_tags(self, node_id: str) -> dict[str, str]:
         """Rebuilt from the resource's labels: what Ray gave at creation is lost with the head's memory."""
         if node_id == self._head:
             return {TAG_RAY_NODE_KIND: NODE_KIND_HEAD, TAG_RAY_USER_NODE_TYPE: HEAD_TYPE, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
-        labels = self._get(node_id).labels
+        item = self._get(node_id)
+        if isinstance(item, Order):
+            node_type, request = item.node_type, item.request
+        else:
+            labels = item.labels
+            node_type, request = labels.get(TYPE_LABEL, ""), labels.get(REQUEST_LABEL, "")
         return {
             TAG_RAY_NODE_KIND: NODE_KIND_WORKER,
-            TAG_RAY_USER_NODE_TYPE: labels.get(TYPE_LABEL, ""),
-            TAG_RAY_LAUNCH_REQUEST: labels.get(REQUEST_LABEL, ""),
+            TAG_RAY_USER_NODE_TYPE: node_type,
+            TAG_RAY_LAUNCH_REQUEST: request,
             TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
         }
 
     def internal_ip(self, node_id: str) -> str:
         """Of worker 0; empty on the head and while the service does not know it yet."""
-        return "" if node_id == self._head or not (hosts := self._get(node_id).hosts) else hosts[0]
+        if node_id == self._head:
+            return ""
+        item = self._get(node_id)
+        return item.hosts[0] if isinstance(item, ClusterSlice) and item.hosts else ""
 
     def external_ip(self, node_id: str) -> str:
         return self.internal_ip(node_id)
@@ -100,44 +148,23 @@ class SliceNodeProvider(NodeProvider):
         tags: dict[str, str],
         count: int,
     ) -> None:
-        """Ask for `count` slices together and return at once: Ray has two threads for this and none may wait for a cloud.
-
-        Raises TPUError: what was refused now, or what every zone has refused earlier and after Ray had been told that all was well.
-        """
-        request = tags.get(TAG_RAY_LAUNCH_REQUEST, "")
-        labels = {TYPE_LABEL: tags[TAG_RAY_USER_NODE_TYPE], REQUEST_LABEL: request}
+        """Order `count` slices and return at once. Raises nothing: an order that cannot be served now waits, and `tpu status` says why."""
+        request, node_type = tags.get(TAG_RAY_LAUNCH_REQUEST, ""), tags[TAG_RAY_USER_NODE_TYPE]
         names = [slice_id(self.cluster_name, request, index) for index in self._indices(request, count)]
-        logger.info("creating slices %s for request %s", ", ".join(names), request)
-        made = self._slices.create_slices(names, labels=labels, metadata=self._metadata)
-        self._publish_refusals()
-        errors = [result for result in made if isinstance(result, TPUError)]
-        for error in errors:
-            logger.warning("%s", error)
-        if errors:
-            raise errors[0]
-
-    def _indices(self, request: str, count: int) -> range:
-        """Ray splits a large request into several calls, five slices each, all with the same request id."""
-        with self._lock:
-            first = self._requested.get(request, 0)
-            self._requested[request] = first + count
-        return range(first, first + count)
-
-    def _publish_refusals(self) -> None:
-        """What zones have refused, for `tpu status`, which is another process."""
-        lines = self._slices.policy.describe(self._slices.kind, self._slices.zones)
-        with self._lock:
-            if lines == self._published:
-                return
-            self._published = lines
-        write_refusals(self.cluster_name, lines)
+        logger.info("slices %s are ordered by request %s", ", ".join(names), request)
+        self._orders.add(Order(name, node_type, request) for name in names)
+        self._work()
 
     def terminate_node(self, node_id: str) -> None:
+        """Raises TPUError when it could not be asked for; it is asked for again at each listing, whatever Ray does."""
         if node_id == self._head:
             return  # the head's life is its agent's business
         logger.info("deleting slice %s", node_id)
         with self._lock:
-            known = self._known.get(node_id)
+            self._doomed.add(node_id)
+            known = self._standing.get(node_id)
+        if not self._orders.cancel(node_id):
+            return
         if known is not None:
             self._slices.delete(known)
         else:
@@ -155,6 +182,68 @@ class SliceNodeProvider(NodeProvider):
         if errors:
             raise errors[0]
 
-    def _get(self, node_id: str) -> ClusterSlice:
+    def _indices(self, request: str, count: int) -> range:
+        """Ray splits a large request into several calls, five slices each, all with the same request id."""
         with self._lock:
-            return self._known[node_id]
+            first = self._requested.get(request, 0)
+            self._requested[request] = first + count
+        return range(first, first + count)
+
+    def _work(self) -> None:
+        """Ask for what is ordered and can be asked for now."""
+        for order in self._orders.take(self._room):
+            self._submit(self._make, order)
+
+    def _room(self, node_type: str, started: Collection[Order]) -> int:
+        """How many more slices of a type may be asked for: what Ray has given up and what still stands counts as well."""
+        with self._lock:
+            names = {name for name, item in self._standing.items() if item.labels.get(TYPE_LABEL) == node_type}
+        names |= {order.name for order in started if order.node_type == node_type}
+        return self._config.effective_max_slices - len(names)
+
+    def _make(self, order: Order) -> None:
+        """Ask for one slice, on a thread of ours."""
+        try:
+            wanted = self._ask(order)
+        except Exception as error:  # the outermost frame of the thread: an order must not hang for a mistake of ours
+            logger.exception("slice %s could not be asked for", order.name)
+            wanted = self._orders.refused(order.name, UnknownError(f"{type(error).__name__}: {error}", resource=order.name))
+        if not wanted:
+            self._end(order.name)
+        self._publish_refusals()
+
+    def _ask(self, order: Order) -> bool:
+        """Whether the slice is still wanted."""
+        labels = {TYPE_LABEL: order.node_type, REQUEST_LABEL: order.request}
+        try:
+            made = self._slices.create_slice(order.name, labels=labels, metadata=self._metadata)
+        except TPUError as error:
+            logger.warning("%s", error)
+            return self._orders.refused(order.name, error)
+        logger.info("slice %s is asked for in %s", order.name, made.zone)
+        return self._orders.accepted(order.name)
+
+    def _end(self, name: str) -> None:
+        """Delete what nobody wants any more; what fails is done again when a listing shows it."""
+        try:
+            self._slices.delete_slice(name)
+        except TPUError as error:
+            logger.warning("left for the next time: %s", error)
+
+    def _end_again(self, doomed: list[ClusterSlice]) -> None:
+        if doomed:
+            for error in self._slices.delete_all(doomed):
+                logger.warning("left for the next time: %s", error)
+
+    def _publish_refusals(self) -> None:
+        """Why slices wait, for `tpu status`, which is another process."""
+        lines = [*self._slices.policy.describe(self._slices.kind, self._slices.zones), *self._orders.problems()]
+        with self._lock:
+            if lines == self._published:
+                return
+            self._published = lines
+        write_refusals(self.cluster_name, lines)
+
+    def _get(self, node_id: str) -> ClusterSlice | Order:
+        with self._lock:
+            return self._shown[node_id]
