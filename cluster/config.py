@@ -281,6 +281,17 @@ class ClusterConfig(TPUConfig):
     """Slices that may be there at once; None: as many as one run uses."""
     idle_minutes: float | None = None
     """An unused slice above min_slices is deleted after this; None: never."""
+    boot_grace: str = "10m"
+    """All hosts of a slice have to join within this after it became READY, else it is deleted and replaced; twice as long from 64 hosts on,
+    three times from 256.
+    """
+    host_grace: str = "2m"
+    """A slice of which a host is dead or hangs for so long is deleted and replaced."""
+    churn_window: str = "30m"
+    """A zone where slices live less than `churn_short` is asked less often, by the share of such slices within this time."""
+    churn_short: str = "15m"
+    churn_thresholds: list[float] = field(default_factory=lambda: [0.2, 0.5, 0.8])
+    """From which shares on creation is slowed down to a half, to a tenth, and stopped for `churn_window`."""
     slice_usd_per_hour: float | None = None
     """What one slice costs an hour; None: the catalogue's estimate."""
     default_variant: str = "gemma3-1b"
@@ -313,6 +324,22 @@ class ClusterConfig(TPUConfig):
         return self.slices * self.hosts_per_slice
 
     @property
+    def boot_grace_seconds(self) -> float:
+        return parse_duration(self.boot_grace)
+
+    @property
+    def host_grace_seconds(self) -> float:
+        return parse_duration(self.host_grace)
+
+    @property
+    def churn_window_seconds(self) -> float:
+        return parse_duration(self.churn_window)
+
+    @property
+    def churn_short_seconds(self) -> float:
+        return parse_duration(self.churn_short)
+
+    @property
     def usd_per_slice_hour(self) -> float | None:
         return self.slice_usd_per_hour if self.slice_usd_per_hour is not None else super().usd_per_slice_hour
 
@@ -337,6 +364,7 @@ class ClusterConfig(TPUConfig):
             yield f"{at}min_slices {self.min_slices}: must be at least 0"
         if self.effective_max_slices < max(self.slices, self.min_slices):
             yield f"{at}max_slices {self.max_slices}: must be at least slices ({self.slices}) and min_slices ({self.min_slices})"
+        yield from self._wrong_graces(at)
         checks = [
             ("bucket", self.bucket, _BUCKET, "a bucket's name without gs://: lower-case letters, digits, '-', '_' and '.'"),
             ("secrets_endpoint", self.secrets_endpoint, _ENDPOINT, "host:port, without https://"),
@@ -348,3 +376,13 @@ class ClusterConfig(TPUConfig):
                 yield f"{at}{name} {value!r}: {rule}"
         if self.idle_minutes is not None and not self.idle_minutes > 0:
             yield f"{at}idle_minutes {self.idle_minutes}: must be above 0, or null for never"
+
+    def _wrong_graces(self, at: str) -> Iterator[str]:
+        for name in ("boot_grace", "host_grace", "churn_window", "churn_short"):
+            try:
+                parse_duration(getattr(self, name))
+            except ValueError as error:
+                yield f"{at}{name} {error}"
+        shares = self.churn_thresholds
+        if len(shares) != 3 or sorted(shares) != shares or not all(0 < share <= 1 for share in shares):
+            yield f"{at}churn_thresholds {shares}: three shares above 0 and up to 1, in rising order"

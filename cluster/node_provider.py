@@ -7,10 +7,11 @@ again. Each listing also sweeps: what is left of lost slices is deleted, and wha
 What Ray asks for becomes an order at once and is asked for on threads of our own: no thread of Ray's waits for a cloud.
 """
 
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,18 +27,32 @@ from ray.autoscaler.tags import (
 )
 
 from cluster.autoscaler import HEAD_TYPE
+from cluster.churn import Churn
 from cluster.config import ClusterConfig
+from cluster.host_watch import HostWatch
 from cluster.logs import set_up_logging
 from cluster.node_names import head_instance_id, slice_id
 from cluster.orders import Order, Orders
+from cluster.ray_nodes import RayNodes, SliceHosts
 from cluster.schema import build
-from cluster.tpu.errors import TPUError, UnknownError
+from cluster.tpu.errors import (
+    NotInZoneError,
+    QuotaError,
+    RateLimitedError,
+    ReservationError,
+    ShortLivedError,
+    StockoutError,
+    TPUError,
+    TransientError,
+    UnknownError,
+)
 from cluster.tpu.lifecycle import Life
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import write_refusals
 from cluster.tpu.slices import ClusterSlice
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.metadata import HOST_ATTRIBUTE
+from cluster.vm.settings import HostSettings
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +62,9 @@ PATIENCE_S = 10.0
 """An order is tried again anyway, so a stumbling service need not be waited for in one try."""
 STANDING = frozenset({Life.PENDING, Life.READY, Life.INTERRUPTED})
 """The lives in which Ray counts on a slice; the others are ended for it."""
+_TOLD = (StockoutError, QuotaError, ReservationError, NotInZoneError, TransientError, RateLimitedError)
+"""After these the zones' policy knows when the next try makes sense."""
+_LIVING = frozenset({Life.READY, Life.INTERRUPTED})
 _TOGETHER = 16
 """Orders that are asked for at once."""
 
@@ -65,9 +83,10 @@ class SliceNodeProvider(NodeProvider):
         *,
         clock: Callable[[], float] = time.time,
         submit: Submit | None = None,
+        ray_nodes: RayNodes | None = None,
     ) -> None:
         """Ray gives the first two. `slices`: who makes them, instead of one with a connection of its own. `clock`: seconds since the epoch.
-        `submit`: runs what may wait, instead of threads of its own.
+        `submit`: runs what may wait, instead of threads of its own. `ray_nodes`: Ray's node table, instead of the head's.
         """
         super().__init__(provider_config, cluster_name)
         set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
@@ -81,25 +100,34 @@ class SliceNodeProvider(NodeProvider):
         self._clock = clock
         self._submit = submit if submit is not None else ThreadPoolExecutor(_TOGETHER, thread_name_prefix="orders").submit
         self._orders = Orders(clock)
+        settings = HostSettings.from_dict(json.loads(provider_config["host_settings"]))
+        self._ray = ray_nodes if ray_nodes is not None else RayNodes.at(settings.head_address)
+        self._watch = HostWatch(clock, self._config.boot_grace_seconds, self._config.host_grace_seconds)
+        self._churn = Churn(clock, self._config.churn_window_seconds, self._config.churn_short_seconds, self._config.churn_thresholds)
         self._lock = threading.Lock()
         self._standing: dict[str, ClusterSlice] = {}
         self._shown: dict[str, ClusterSlice | Order] = {}
+        self._hosts: dict[str, SliceHosts] = {}
         self._doomed: set[str] = set()
+        self._dismissed: set[str] = set()
         self._requested: dict[str, int] = {}
         self._published: list[str] = []
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
         began = self._clock()
         swept = self._slices.sweep()
-        there = {item.name for item in swept}
-        self._orders.listed(there, self._slices.unseen(), began)
         standing = {item.name: item for item in swept if item.life in STANDING}
+        there = {item.name for item in swept}
+        self._orders.listed(standing.keys(), there - standing.keys(), self._slices.unseen(), began)
         waiting = {order.name: order for order in self._orders.all()}
+        self._look_at_hosts(standing)
         with self._lock:
             self._standing, self._shown = standing, {**waiting, **standing}
             shown = list(self._shown)
             self._doomed &= there | waiting.keys()
+            self._dismissed &= there
             doomed = [item for name, item in standing.items() if name in self._doomed]
+        self._orders.shown(shown)
         self._end_again(doomed)
         self._work()
         self._publish_refusals()
@@ -163,6 +191,9 @@ class SliceNodeProvider(NodeProvider):
         with self._lock:
             self._doomed.add(node_id)
             known = self._standing.get(node_id)
+            hosts = self._hosts.get(node_id)
+            if hosts is None or not hosts.in_use:
+                self._dismissed.add(node_id)
         if not self._orders.cancel(node_id):
             return
         if known is not None:
@@ -207,7 +238,7 @@ class SliceNodeProvider(NodeProvider):
             wanted = self._ask(order)
         except Exception as error:  # the outermost frame of the thread: an order must not hang for a mistake of ours
             logger.exception("slice %s could not be asked for", order.name)
-            wanted = self._orders.refused(order.name, UnknownError(f"{type(error).__name__}: {error}", resource=order.name))
+            wanted = self._orders.refused(order.name, UnknownError(f"{type(error).__name__}: {error}", resource=order.name), told=False)
         if not wanted:
             self._end(order.name)
         self._publish_refusals()
@@ -219,7 +250,8 @@ class SliceNodeProvider(NodeProvider):
             made = self._slices.create_slice(order.name, labels=labels, metadata=self._metadata)
         except TPUError as error:
             logger.warning("%s", error)
-            return self._orders.refused(order.name, error)
+            closed = not self._slices.policy.open(self._slices.kind, self._slices.zones)
+            return self._orders.refused(order.name, error, told=closed or isinstance(error, _TOLD))
         logger.info("slice %s is asked for in %s", order.name, made.zone)
         return self._orders.accepted(order.name)
 
@@ -229,6 +261,27 @@ class SliceNodeProvider(NodeProvider):
             self._slices.delete_slice(name)
         except TPUError as error:
             logger.warning("left for the next time: %s", error)
+
+    def _look_at_hosts(self, standing: Mapping[str, ClusterSlice]) -> None:
+        """Give up slices that have lacked hosts for too long, and ask places less often that keep killing slices."""
+        living = {name: item for name, item in standing.items() if item.life in _LIVING}
+        hosts = self._ray.look() if living else {}
+        sick = self._watch.sick(standing.values(), hosts)
+        with self._lock:
+            self._hosts = hosts if hosts is not None else self._hosts
+            fresh = {name: reason for name, reason in sick.items() if name not in self._doomed}
+            self._doomed |= fresh.keys()
+            dismissed = set(self._dismissed)
+        for name, reason in fresh.items():
+            logger.warning("deleting slice %s in %s: %s", name, living[name].zone, reason)
+            if hosts is not None and name in hosts:
+                self._ray.drain(hosts[name], f"podlaunch: {reason}")
+        kind = self._slices.kind
+        alive = {name: (kind, item.zone) for name, item in living.items() if name not in sick}
+        for verdict in self._churn.take(alive, dismissed):
+            logger.warning("%s in %s: %s", *verdict.place, verdict.words)
+            error = ShortLivedError(verdict.words, resource=f"slices of {kind}", zone=verdict.place[1])
+            self._slices.policy.hold(*verdict.place, verdict.pause_s, error)
 
     def _end_again(self, doomed: list[ClusterSlice]) -> None:
         if doomed:

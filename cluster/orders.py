@@ -11,20 +11,10 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from cluster.tpu.errors import (
-    NotInZoneError,
-    QuotaError,
-    RateLimitedError,
-    ReservationError,
-    StockoutError,
-    TPUError,
-    TransientError,
-)
+from cluster.tpu.errors import TPUError
 
-BY_POLICY = (StockoutError, QuotaError, ReservationError, NotInZoneError, TransientError, RateLimitedError)
-"""After these the zones' policy knows when the next try makes sense, and says so at no cost."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 300.0
-"""Between tries after any other error, such as a missing permission: somebody has to do something first."""
+"""Between tries after what the zones' policy does not know, such as a missing permission: somebody has to do something first."""
 _MISSES = 2
 """A slice that was accepted and that so many listings lack is asked for again."""
 
@@ -45,6 +35,8 @@ class Order:
     """When the service took it."""
     misses: int = 0
     """How many listings since then have lacked it."""
+    shown: bool = False
+    """Ray has been shown it, and so will see it go."""
     cancelled: bool = False
     next_try: float = float("-inf")
     pause: float = _FIRST_PAUSE_S
@@ -100,14 +92,17 @@ class Orders:
             self._orders[name] = dataclasses.replace(order, under_way=False, accepted_at=self._clock(), misses=0, error=None)
             return True
 
-    def refused(self, name: str, error: TPUError) -> bool:
-        """It is tried again later. False: Ray does not want it any more, so whatever is there has to be deleted."""
+    def refused(self, name: str, error: TPUError, *, told: bool) -> bool:
+        """It is tried again later. `told`: the zones' policy knows of it and says at no cost when the next try makes sense.
+
+        False: Ray does not want it any more, so whatever is there has to be deleted.
+        """
         with self._lock:
             order = self._orders[name]
             if order.cancelled:
                 del self._orders[name]
                 return False
-            if isinstance(error, BY_POLICY):
+            if told:
                 again = dataclasses.replace(order, under_way=False, error=None, pause=_FIRST_PAUSE_S)
             else:
                 pause = min(order.pause * 2, _LONGEST_PAUSE_S)
@@ -115,16 +110,25 @@ class Orders:
             self._orders[name] = again
             return True
 
-    def listed(self, names: Collection[str], hidden: Collection[str], began: float) -> None:
-        """A complete listing that began at `began` shows `names`; `hidden` may be there without being shown."""
+    def listed(self, standing: Collection[str], lost: Collection[str], hidden: Collection[str], began: float) -> None:
+        """A listing that began at `began` has the slices `standing` and `lost`; `hidden` may be there without being in it."""
         with self._lock:
             for order in list(self._orders.values()):
-                if order.name in names and not order.under_way:
+                if order.under_way:
+                    continue
+                # One that is lost before Ray has been shown it stays for a listing: Ray waits for what it was never shown.
+                if order.name in standing or (order.name in lost and order.shown):
                     del self._orders[order.name]
                 elif order.accepted_at is not None and order.accepted_at < began and order.name not in hidden:
                     again = order.misses + 1 >= _MISSES
                     later = dataclasses.replace(order, misses=order.misses + 1, accepted_at=None if again else order.accepted_at)
                     self._orders[order.name] = later
+
+    def shown(self, names: Collection[str]) -> None:
+        """Ray is shown these."""
+        with self._lock:
+            fresh = [order for name in names if (order := self._orders.get(name)) is not None and not order.shown]
+            self._orders |= {order.name: dataclasses.replace(order, shown=True) for order in fresh}
 
     def cancel(self, name: str) -> bool:
         """Ray does not want it any more. Whether something may be there that has to be deleted now; what is under way ends later."""

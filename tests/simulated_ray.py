@@ -8,9 +8,7 @@ hosts of the emulated slices and whose demand follows runs.
 import contextlib
 import dataclasses
 import itertools
-import os
 import random
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,7 +34,7 @@ from cluster.emulator.cloud import DELETING, PREEMPTED, READY
 from cluster.emulator.model import NodeRecord
 from cluster.node_names import head_instance_id
 from cluster.node_provider import TYPE_LABEL, SliceNodeProvider
-from cluster.tpu.errors import TPUError
+from cluster.ray_nodes import RayNodes
 from cluster.vm.head_agent import HeadSettings, head_environment
 from tests.inprocess import Channel, World
 
@@ -337,7 +335,9 @@ class Simulation:
         self.channel, self.threads = self.world.channel(), Later()
         slices = self.world.provider(self.config, self.channel, patience=10.0)
         written = yaml.safe_load(file.read_text())["provider"]
-        self.provider = SliceNodeProvider(written, self.config.name, slices, clock=self.world.clock.now, submit=self.threads.submit)
+        now = self.world.clock.now
+        nodes = RayNodes(lambda: self.gcs, now)
+        self.provider = SliceNodeProvider(written, self.config.name, slices, clock=now, submit=self.threads.submit, ray_nodes=nodes)
         self.autoscaler = _Autoscaler(self.provider, _Reader(file), self.gcs, launch_batch=5)
 
     def tick(self) -> None:
