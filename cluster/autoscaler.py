@@ -42,7 +42,7 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str
         "cluster_name": config.name,
         "max_workers": most,
         "idle_timeout_minutes": idle,
-        "upscaling_speed": 1.0,
+        "upscaling_speed": float(most),  # times what runs already: all that a run wants at once, since it cannot begin with less
         "provider": {
             "type": "external",
             "module": "cluster.node_provider.SliceNodeProvider",

@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 SLICE_LABEL = "ray.io/tpu-slice-name"
 WORKER_LABEL = "ray.io/tpu-worker-id"
-_TIMEOUT_S = 10
 _DRAIN_S = 30.0
-_STATUS = autoscaler_pb2.NodeStatus
+_PB: Any = autoscaler_pb2  # generated, without types
+_STATUS = _PB.NodeStatus
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RayNodes:
         """`address`: host:port of Ray's head."""
 
         def client() -> Any:
-            from ray._raylet import GcsClient  # a second to import
+            from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, without types
 
             return GcsClient(address=address)
 
@@ -50,7 +50,7 @@ class RayNodes:
 
     def look(self) -> dict[str, SliceHosts] | None:
         """The hosts of every slice that has any, by the slice's name; None when Ray does not answer."""
-        state = autoscaler_pb2.GetClusterResourceStateReply()
+        state = _PB.GetClusterResourceStateReply()
         try:
             if self._client is None:
                 self._client = self._make()
@@ -76,6 +76,6 @@ class RayNodes:
         deadline = int((self._clock() + _DRAIN_S) * 1000)
         for ray_id in hosts.alive.values():
             try:
-                self._client.drain_node(ray_id, autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, reason, deadline)
+                self._client.drain_node(ray_id, _PB.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, reason, deadline)
             except (RayError, OSError, RuntimeError) as error:
                 logger.warning("Ray node %s is not drained: %s", ray_id, error)

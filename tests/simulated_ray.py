@@ -8,9 +8,10 @@ hosts of the emulated slices and whose demand follows runs.
 import contextlib
 import dataclasses
 import itertools
+import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,22 +26,25 @@ from ray.autoscaler.v2.instance_manager import node_provider as ray_adapter
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig, FileConfigReader, InstanceReconcileConfig
 from ray.autoscaler.v2.instance_manager.storage import InMemoryStorage
 from ray.autoscaler.v2.instance_manager.subscribers import cloud_resource_monitor
-from ray.core.generated import autoscaler_pb2
-from ray.core.generated.instance_manager_pb2 import Instance
+from ray.core.generated import autoscaler_pb2, instance_manager_pb2
 
-from cluster.autoscaler import autoscaler_config, host_settings
+from cluster.autoscaler import autoscaler_config, host_settings, node_type, slice_resource
 from cluster.config import ClusterConfig
 from cluster.emulator.cloud import DELETING, PREEMPTED, READY
 from cluster.emulator.model import NodeRecord
+from cluster.emulator.profile import REALISTIC, Profile
 from cluster.node_names import head_instance_id
 from cluster.node_provider import TYPE_LABEL, SliceNodeProvider
 from cluster.ray_nodes import RayNodes
 from cluster.vm.head_agent import HeadSettings, head_environment
-from tests.inprocess import Channel, World
+from tests.inprocess import Channel, World, world
 
 _TIMED = (common, reconciler, ray_scheduler, ray_adapter, cloud_resource_monitor)
 """Where Ray reads the time: each has the module `time` in a global of that name."""
-_RAY_STATUS = autoscaler_pb2.NodeStatus
+# Ray's generated modules publish no types.
+_PB: Any = autoscaler_pb2
+_RAY_STATUS = _PB.NodeStatus
+_INSTANCE: Any = instance_manager_pb2
 DEAD_KEPT_S = 600.0
 """So long the GCS still shows a dead node; it keeps a number of them, and a simulated day has few."""
 
@@ -92,21 +96,16 @@ class Run:
     """Seconds without its slices since it last had them."""
 
 
-@dataclass
-class HostFault:
-    """What is wrong with one host: from `since` on it is dead for Ray."""
-
-    since: float
-
-
 class Gcs:
     """The GCS as the autoscaler sees it, and as our node provider does: nodes that live where hosts are up, and placement groups."""
 
     address = "127.0.0.9:6379"
 
-    def __init__(self, world: World, config: ClusterConfig, resources: dict[str, str], chance: random.Random) -> None:
-        """`resources`: of each node type, the custom resource that stands for a slice."""
-        self.world, self.config, self.resources, self._chance = world, config, resources, chance
+    def __init__(self, world: World, config: ClusterConfig, chance: random.Random) -> None:
+        self.world, self.config, self._chance = world, config, chance
+        self.resources = {node_type(config): slice_resource(config)}
+        """Of each node type, the custom resource that stands for a slice."""
+        self.hosts = {node_type(config): config.hosts_per_slice}
         self.boot_s, self.heartbeat_s = 60.0, 20.0
         self.runs: list[Run] = []
         self.nodes: dict[tuple[str, int], RayNode] = {}
@@ -119,6 +118,7 @@ class Gcs:
         self._last = world.clock.now()
         self.head_up = True
         self.boot_of: dict[str, float] = {}
+        self.clusters = {config.name}
 
     # ---- what happens by itself
 
@@ -148,8 +148,10 @@ class Gcs:
         return {node.uid for node in self.world.cloud._nodes.values()}
 
     def _hosts_up(self, now: float) -> dict[tuple[str, int], NodeRecord]:
-        up = {}
+        up: dict[tuple[str, int], NodeRecord] = {}
         for node in self.world.cloud._nodes.values():
+            if node.message.labels["podlaunch-cluster"] not in self.clusters:
+                continue
             if node.message.state != READY:
                 self._ready_since.pop(node.uid, None)
                 continue
@@ -161,8 +163,8 @@ class Gcs:
 
     def _join(self, key: tuple[str, int], node: NodeRecord, now: float) -> None:
         ray_id = self._chance.randbytes(28)
-        node_type = node.message.labels[TYPE_LABEL]
-        self.nodes[key] = RayNode(ray_id, node.uid, node.node_id, key[1], node_type, _RAY_STATUS.RUNNING, now)
+        kind = node.message.labels[TYPE_LABEL]
+        self.nodes[key] = RayNode(ray_id, node.uid, node.node_id, key[1], kind, _RAY_STATUS.RUNNING, now)
 
     def _die(self, node: RayNode, now: float) -> None:
         node.status, node.ended = _RAY_STATUS.DEAD, now
@@ -182,14 +184,8 @@ class Gcs:
         return {node.worker for node in self.nodes.values() if node.slice_uid == slice_uid and node.status != _RAY_STATUS.DEAD}
 
     def complete(self, run: Run) -> bool:
-        hosts = {name: kind.hosts for name, kind in self.config_types().items()}
         held = self.held(run)
-        return len(held) == run.slices and all(len(self.alive_workers(node.slice_uid)) == hosts[node.node_type] for node in held)
-
-    def config_types(self) -> dict[str, Any]:
-        from cluster.autoscaler import node_type
-
-        return {node_type(self.config): self.config.accelerator}
+        return len(held) == run.slices and all(len(self.alive_workers(node.slice_uid)) == self.hosts[node.node_type] for node in held)
 
     def _work(self, seconds: float, now: float) -> None:
         for run in list(self.runs):
@@ -209,11 +205,11 @@ class Gcs:
         for node in self.held(run):
             node.run, node.idle_since = None, self.world.clock.now()
 
-    def _free(self, node_type: str) -> list[RayNode]:
+    def _free(self, kind: str) -> list[RayNode]:
         return [
             node
             for node in self.nodes.values()
-            if node.worker == 0 and node.run is None and node.status == _RAY_STATUS.RUNNING and node.node_type == node_type
+            if node.worker == 0 and node.run is None and node.status == _RAY_STATUS.RUNNING and node.node_type == kind
         ]
 
     def wanted(self) -> int:
@@ -222,7 +218,7 @@ class Gcs:
     # ---- as Ray's GcsClient
 
     def get_cluster_resource_state(self) -> bytes:
-        reply = autoscaler_pb2.GetClusterResourceStateReply()
+        reply = _PB.GetClusterResourceStateReply()
         state = reply.cluster_resource_state
         state.cluster_resource_state_version = next(self._versions)
         if self.head_up:
@@ -286,20 +282,23 @@ class _Reader:
         """Nothing new."""
 
 
-class _Autoscaler(ray_autoscaler.Autoscaler):  # type: ignore[misc]  # Ray is untyped
+class _Autoscaler(ray_autoscaler.Autoscaler):
     """Ray's, with our provider given instead of imported by its name, and without threads."""
 
     def __init__(self, provider: SliceNodeProvider, reader: _Reader, gcs: Gcs, launch_batch: int) -> None:
         self._given, self._launch_batch = provider, launch_batch
         self.main, self.launches, self.stops = Later(), Later(), Later()
-        super().__init__("session", reader, gcs)
-        for subscriber in self._instance_manager._status_update_subscribers:
+        untyped: Any = reader
+        super().__init__("session", untyped, gcs)
+        manager: Any = self._instance_manager
+        self.manager = manager
+        for subscriber in manager._status_update_subscribers:
             if hasattr(subscriber, "_executor"):
                 subscriber._executor.shutdown()
                 subscriber._executor = self.stops
 
     def _init_cloud_instance_provider(self, config: AutoscalingConfig, config_reader: Any) -> None:
-        adapter = ray_adapter.NodeProviderAdapter(self._given, config_reader, max_launch_batch_per_type=self._launch_batch)
+        adapter: Any = ray_adapter.NodeProviderAdapter(self._given, config_reader, max_launch_batch_per_type=self._launch_batch)
         adapter._main_executor.shutdown()
         adapter._node_launcher_executors.shutdown()
         adapter._main_executor, adapter._node_launcher_executors = self.main, self.launches
@@ -365,8 +364,8 @@ class Simulation:
 
     def instances(self) -> dict[str, int]:
         """Ray's instances that have not ended, by id of the slice (or of the instance), with their status; without the head."""
-        found, _ = self.autoscaler._instance_manager._instance_storage.get_instances()
-        ended = (Instance.TERMINATED, Instance.ALLOCATION_FAILED)
+        found, _ = self.autoscaler.manager._instance_storage.get_instances()
+        ended = (_INSTANCE.Instance.TERMINATED, _INSTANCE.Instance.ALLOCATION_FAILED)
         head = head_instance_id(self.config.name)
         return {
             item.cloud_instance_id or item.instance_id: item.status
@@ -376,7 +375,7 @@ class Simulation:
 
     def records(self) -> int:
         """All that Ray remembers, ended ones included."""
-        return len(self.autoscaler._instance_manager._instance_storage.get_instances()[0])
+        return len(self.autoscaler.manager._instance_storage.get_instances()[0])
 
     def standing(self) -> list[tuple[str, str]]:
         """(zone, name) of what this cluster has in the cloud and nobody deletes yet: it costs, or will."""
@@ -406,13 +405,30 @@ def ray_time(clock: Any) -> Iterator[None]:
         for module in _TIMED:
             if hasattr(module, "time"):
                 stack.enter_context(mock.patch.object(module, "time", shim))
-        settings = reconcile_settings()
-        stack.enter_context(mock.patch.object(AutoscalingConfig, "get_instance_reconcile_config", lambda _: settings))
-        pending = head_settings_environment().get("RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S", "-1")
-        limit = float(pending) if float(pending) >= 0 else None
-        stack.enter_context(mock.patch.object(AutoscalingConfig, "get_pending_idle_timeout_s", lambda _: limit))
+        env = head_settings_environment()
+        answers = {
+            "get_instance_reconcile_config": reconcile_settings(env),
+            "get_pending_idle_timeout_s": float(env["RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S"]),
+            "get_max_concurrent_launches": int(env["AUTOSCALER_MAX_CONCURRENT_LAUNCHES"]),
+        }
+        for name, answer in answers.items():
+            stack.enter_context(mock.patch.object(AutoscalingConfig, name, return_value=answer))
         stack.enter_context(mock.patch.object(InMemoryStorage, "get_all", _get_all))
         yield
+
+
+@contextlib.contextmanager
+def simulation(
+    config: ClusterConfig, folder: Path, *, profile: Profile = REALISTIC, seed: int = 0, tick_s: float = 5.0
+) -> Iterator[Simulation]:
+    """One cluster over a world of its own, without logging: it takes longer than the rest."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with world(profile) as made, ray_time(made.clock):
+            yield Simulation(made, config, Gcs(made, config, random.Random(seed)), folder, tick_s)
+    finally:
+        logging.disable(before)
 
 
 def _get_all(storage: InMemoryStorage, table: str) -> Any:
@@ -426,9 +442,8 @@ def head_settings_environment() -> dict[str, str]:
     return head_environment(HeadSettings(**values))  # type: ignore[arg-type]  # by the fields' types
 
 
-def reconcile_settings() -> InstanceReconcileConfig:
+def reconcile_settings(env: Mapping[str, str]) -> InstanceReconcileConfig:
     """Ray reads these once, when it is imported; here they are what the head agent sets."""
-    env = head_settings_environment()
     prefix = "RAY_AUTOSCALER_RECONCILE_"
     known = {item.name: f"{prefix}{item.name.upper()}" for item in dataclasses.fields(InstanceReconcileConfig)}
     return InstanceReconcileConfig(**{name: int(env[variable]) for name, variable in known.items() if variable in env})
