@@ -41,7 +41,7 @@ def make_provider(emulator: Embedded) -> SliceNodeProvider:
     config = dataclasses.replace(CONFIG, endpoint=emulator.endpoint)
     settings = host_settings(config, "127.0.0.9:1", Path("/token"))
     written = yaml.safe_load(yaml.safe_dump(autoscaler_config(config, settings, "bundle-hash")))
-    return SliceNodeProvider(written["provider"], config.name)
+    return SliceNodeProvider(written["provider"], config.name, ray_nodes=RayNodes(NoRay))
 
 
 def test_one_autoscaler_instance_is_one_slice_of_several_hosts(provider: SliceNodeProvider) -> None:
