@@ -111,7 +111,7 @@ def serve(
 
 
 def purge(folder: Path) -> int:
-    """End all hosts and forget all nodes, without a daemon. Returns how many nodes there were.
+    """End all hosts and forget all nodes and rules, without a daemon. Returns how many nodes there were.
 
     Raises ClusterError while a daemon runs.
     """
@@ -127,6 +127,8 @@ def purge(folder: Path) -> int:
             store.remove_node(node.path)
         for queued in store.queued():
             store.remove_queued(queued.path)
+        for rules in ("faults", "struck operations", "capacity", "quota", "unreachable"):
+            store.unset(rules)  # of the cloud that ends here; the next one begins without
         store.close()
         shutil.rmtree(folder / "hosts", ignore_errors=True)
         return len(nodes)

@@ -37,6 +37,8 @@ class Bringup:
         self._before: set[tuple[str, str]] | None = None
         self._made: set[str] = set()
         """The names that this call has tried to create."""
+        self.slices: list[ClusterSlice] = []
+        """All of the cluster's, as the last step has seen them."""
 
     def step(self) -> bool:
         """Do what follows from what the API shows now; True when all are READY.
@@ -45,12 +47,13 @@ class Bringup:
         ends it at the first step only: later there may be slices, which only waiting finds again.
         """
         try:
-            found = [item for item in self._provider.sweep() if item.name in self._seen]
+            self.slices = self._provider.sweep()
         except PASSING as error:
             if self._before is None:
                 raise
-            log.warning("looking again later: %s", error)
+            self._progress(f"looking again: {error}")
             return False
+        found = [item for item in self.slices if item.name in self._seen]
         if self._before is None:
             self._before = {(item.zone, item.name) for item in found}
         best = {name: best_first([item for item in found if item.name == name]) for name in self._names}

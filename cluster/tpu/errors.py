@@ -142,6 +142,8 @@ class DeadlineExceededError(TPUError):
     next_step = "look at its state before trying again: it may have happened"
 
 
+REFUSALS = (StockoutError, QuotaError, ReservationError, NotInZoneError)
+"""What says for certain that a zone makes no slice now; after any other error the slice may be there, so no other zone is asked at once."""
 PASSING = (TransientError, DeadlineExceededError, RateLimitedError)
 """What may pass by itself: whoever has time asks again."""
 

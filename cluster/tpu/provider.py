@@ -10,7 +10,7 @@ which decides where the next slice is asked for.
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,14 +21,11 @@ from cluster.tpu.api import TpuApi
 from cluster.tpu.bringup import Bringup
 from cluster.tpu.creations import Creations
 from cluster.tpu.errors import (
+    REFUSALS,
     AlreadyExistsError,
     DeadlineExceededError,
     NotFoundError,
-    NotInZoneError,
-    QuotaError,
     RateLimitedError,
-    ReservationError,
-    StockoutError,
     TPUError,
     TransientError,
 )
@@ -48,12 +45,10 @@ from cluster.tpu.status import SliceStatus, TPUStatus, slice_status
 from cluster.tpu.teardown import Teardown
 from cluster.tpu.zones import TokenBucket, ZonePolicy
 
-__all__ = ["OWNER_LABEL", "REFUSALS", "CreatedSlice", "SliceStatus", "TPUProvider", "TPUStatus"]
+__all__ = ["OWNER_LABEL", "CreatedSlice", "SliceStatus", "TPUProvider", "TPUStatus"]
 log = logging.getLogger(__name__)
 S = TypeVar("S")
 R = TypeVar("R")
-REFUSALS = (StockoutError, QuotaError, ReservationError, NotInZoneError)
-"""What says for certain that a zone makes no slice now; after any other error the slice may be there, so no other zone is asked at once."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +223,7 @@ class TPUProvider:
         except BaseException:  # an interrupt as well: whatever ends the wait must not leave slices that bill
             bringup.undo()
             raise
-        return self.get_status()
+        return self._status(bringup.slices)  # not one more look, which could fail and leave slices that nobody has been told of
 
     def stop(self, *, timeout: float = 600.0, poll: float = 1.0) -> int:
         """Delete all slices of the cluster and wait until they are gone. Returns how many there were.
@@ -245,7 +240,7 @@ class TPUProvider:
 
     def get_status(self) -> TPUStatus:
         """What is there now. Raises TPUError."""
-        return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in self.list_slices()), self.config.slices)
+        return self._status(self.list_slices())
 
     def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         """The labels of a slice: the user's, `labels`, and those by which we know it."""
@@ -272,6 +267,9 @@ class TPUProvider:
         if item.labels.get(TYPE_LABEL) != ours[TYPE_LABEL] and item.life is not Life.DELETING:
             words = f"it exists as {item.accelerator_type}, not {self.config.accelerator.name}"
             raise AlreadyExistsError(words, resource=item.name, zone=item.zone, next_step="stop the cluster first, or choose another name")
+
+    def _status(self, slices: Iterable[ClusterSlice]) -> TPUStatus:
+        return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in slices), self.config.slices)
 
     def _create(self, name: str, labels: Mapping[str, str], metadata: Mapping[str, str], zone: str | None) -> CreatedSlice:
         for candidate in [zone] if zone is not None else self.policy.open(self.kind, self._answering(self._sight.hidden)):
@@ -326,7 +324,9 @@ class TPUProvider:
         return [zone for zone in self.zones if zone not in hidden]
 
     def _waits_in_vain(self, item: ClusterSlice, hidden: Collection[str]) -> bool:
-        """Whether it waits for capacity in one zone although another one, where we have not waited yet, can be asked."""
+        """Whether it waits for capacity in one zone although there may be some in another one. It is asked for there when it is gone here:
+        there are never two of one slice.
+        """
         if not item.waits_for_capacity or self._clock() - item.created <= self.config.zone_patience_seconds:
             return False
         if not self.policy.better_than(self.kind, item.zone, self._answering(hidden)):

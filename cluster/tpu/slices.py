@@ -1,6 +1,7 @@
 """A slice as we see it: its node and its queued resource put together, and how long it has been as it is."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ class ClusterSlice:
     given_up: bool = False
     """It has been in its state for longer than that can take, or there is one too many of it."""
 
-    @property
+    @functools.cached_property
     def step(self) -> Step:
         now = step(self.node.state if self.node else None, self.queued.state if self.queued else None)
         return step("STOPPED", None) if self.given_up and now.life not in (Life.DELETING, Life.GONE) else now
@@ -55,7 +56,7 @@ class ClusterSlice:
             return self.queued.state if self.queued is not None else "NOT_FOUND"
         return self.node.state
 
-    @property
+    @functools.cached_property
     def labels(self) -> Mapping[str, str]:
         return {**(self.queued.labels if self.queued else {}), **(self.node.labels if self.node else {})}
 

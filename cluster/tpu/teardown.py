@@ -21,7 +21,8 @@ class Teardown:
 
     def __init__(self, provider: "TPUProvider", stopwatch: Stopwatch) -> None:
         self._provider, self._stopwatch = provider, stopwatch
-        self._left: list[str] = ["what is there is not known yet"]
+        self._left: list[str] = []
+        self._looked = False
         self._repeated: set[tuple[str, str]] = set()
         self.found: set[tuple[str, str]] = set()
         """Zone and name of all that was there."""
@@ -29,13 +30,17 @@ class Teardown:
     def step(self, *, late: bool) -> bool:
         """Ask for the end of what is there; True when nothing is left. `late`: what is being deleted is asked for once more.
 
-        Raises TPUError when the service refuses in a way that waiting does not change, after all have been tried.
+        Raises TPUError when the service refuses in a way that waiting does not change, after all have been tried; when it stumbles, at the
+        first step only.
         """
         try:
             view = self._provider.look()
         except PASSING as raised:
+            if not self._looked:
+                raise
             self._left = [str(raised)]
             return False
+        self._looked = True
         slices = self._stopwatch.judge(view.slices, view.hidden)
         self.found |= {(item.zone, item.name) for item in slices}
         errors = self._provider.delete_all([item for item in slices if self._is_due(item, late)])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from cluster.durations import short_duration
 from cluster.tpu.errors import (
+    REFUSALS,
     NotInZoneError,
     PreemptedError,
     QuotaError,
@@ -118,11 +119,14 @@ class ZonePolicy:
             return sorted(found, key=lambda zone: self._waited_at(kind, zone, now) or 0.0)
 
     def better_than(self, kind: str, zone: str, zones: Sequence[str]) -> list[str]:
-        """Those of `zones` that may be asked now instead of going on to wait in `zone`."""
-        others = self.open(kind, [other for other in zones if other != zone])
+        """Those of `zones` that may be asked now instead of going on to wait in `zone`.
+
+        Within WAITED_S we have neither waited there nor been refused: else every refusal would cost the place in the queue of `zone`.
+        """
         with self._lock:
             now = self._clock()
-            return [other for other in others if self._waited_at(kind, other, now) is None]
+            others = [other for other in zones if other != zone and self._waited_at(kind, other, now) is None]
+            return [other for other in others if not any(_tells_against(block, now) for block in self._of(kind, other))]
 
     def last_refusal(self, kind: str, zones: Sequence[str]) -> TPUError | None:
         """Why none of `zones` may be asked now: the refusal that ends first, since that is the one to wait for."""
@@ -217,6 +221,11 @@ def _holds(block: _Block, now: float) -> bool:
 
 def _word(block: _Block) -> str:
     return f"{block.rule.word} ({block.error.words})" if block.rule is _HELD else block.rule.word
+
+
+def _tells_against(block: _Block, now: float) -> bool:
+    """Whether it is a reason not to leave another zone's queue."""
+    return _holds(block, now) or (isinstance(block.error, REFUSALS) and block.until is not None and now < block.until + WAITED_S)
 
 
 def _next_try(block: _Block, now: float) -> str:
