@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.durations import short_duration
+from cluster.tpu.errors import TPUError
 
 BASE_PAUSE_S = 30.0
 """From one slice to the next at full speed: about what a refused zone is left alone for."""
@@ -19,6 +20,14 @@ _SLOWER = (2.0, 10.0)
 """For the first two thresholds; the third stops."""
 Place = tuple[str, str]
 """Kind of slice and zone."""
+
+
+class ShortLivedError(TPUError):
+    """Slices do not live long in a zone."""
+
+    summary = "slices die young there"
+    next_step = "add zones to the configuration, or use provisioning=on-demand"
+    another_zone_may_help = True
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ray.autoscaler.tags import (
 )
 
 from cluster.autoscaler import HEAD_TYPE
-from cluster.churn import Churn
+from cluster.churn import Churn, ShortLivedError
 from cluster.config import ClusterConfig
 from cluster.host_watch import HostWatch
 from cluster.logs import set_up_logging
@@ -40,7 +40,6 @@ from cluster.tpu.errors import (
     QuotaError,
     RateLimitedError,
     ReservationError,
-    ShortLivedError,
     StockoutError,
     TPUError,
     TransientError,

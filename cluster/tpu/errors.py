@@ -12,7 +12,6 @@ TPUError
 ├── AlreadyExistsError     the name is taken, perhaps by a node that is being deleted
 ├── NotFoundError          there is no such resource
 ├── PreemptedError         the slice was taken back
-├── ShortLivedError        slices do not live long there
 ├── RateLimitedError       too many requests a minute
 ├── TransientError         the service stumbled; the same request may succeed later
 ├── DeadlineExceededError  no answer in time; what was asked for may have happened
@@ -116,12 +115,6 @@ class NotFoundError(TPUError):
 class PreemptedError(TPUError):
     summary = "preempted"
     next_step = "create it again, in another zone if this goes on"
-    another_zone_may_help = True
-
-
-class ShortLivedError(TPUError):
-    summary = "slices die young there"
-    next_step = "add zones to the configuration, or use provisioning=on-demand"
     another_zone_may_help = True
 
 
