@@ -19,9 +19,10 @@ from cluster.emulator.model import Refusal
 from cluster.emulator.profile import Profile
 from cluster.node_names import slice_id
 from cluster.node_provider import PATIENCE_S, SliceNodeProvider
+from cluster.ray_nodes import RayNodes
 from cluster.tpu.errors import TPUError
 from cluster.tpu.provider import TPUProvider
-from tests.inprocess import Channel, World, world
+from tests.inprocess import Channel, World, at_once, no_ray, world
 
 ZONES = ("us-central2-b", "us-east5-a", "europe-west4-a")
 KIND = "v4-16"
@@ -216,8 +217,8 @@ class Player:
             self.world.clock.advance(15.0)
         listed = provider.non_terminated_nodes(WORKER)
         if len(listed) != count or not all(provider.is_running(name) for name in listed):
-            self.problems.append(f"Ray has {[(name, provider._known[name].state) for name in listed]}, {count} are wanted")
-        self._check({(provider._known[name].zone, name) for name in listed}, set(listed))
+            self.problems.append(f"Ray has {[(name, provider._shown[name]) for name in listed]}, {count} are wanted")
+        self._check({(provider._standing[name].zone, name) for name in listed}, set(listed))
 
     def _check(self, owned: set[tuple[str, str]], names: set[str]) -> None:
         nodes, queued = self.world.nodes(), self.world.queued()
@@ -361,7 +362,8 @@ class Player:
     def _node_provider(self, channel: Channel) -> SliceNodeProvider:
         config = self.scenario.config
         file = autoscaler_config(config, host_settings(config, "127.0.0.9:1", Path("/token")), "bundle-hash")
-        return SliceNodeProvider(file["provider"], config.name, self._provider(channel, PATIENCE_S))
+        slices, nodes = self._provider(channel, PATIENCE_S), RayNodes(no_ray)
+        return SliceNodeProvider(file["provider"], config.name, slices, clock=self.world.clock.now, submit=at_once, ray_nodes=nodes)
 
 
 def ended_channel(emulated: World, *ends: End) -> Channel:

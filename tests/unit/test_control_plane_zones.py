@@ -16,9 +16,10 @@ from cluster.emulator.faults import PRESETS, Effect, Fault
 from cluster.emulator.profile import REALISTIC
 from cluster.errors import ConfigError
 from cluster.node_provider import SliceNodeProvider
+from cluster.ray_nodes import RayNodes
 from cluster.tpu.errors import DeadlineExceededError, PermissionDeniedError, TPUError, TransientError
 from cluster.tpu.lifecycle import Life
-from tests.inprocess import Channel, Failure, World, world
+from tests.inprocess import Channel, Failure, World, at_once, no_ray, world
 
 A, B = "us-central2-b", "us-east5-a"
 CONFIG = ClusterConfig(
@@ -149,7 +150,8 @@ def test_what_an_earlier_process_was_refused_does_not_end_a_new_start(emulated: 
 
 def node_provider(emulated: World, config: ClusterConfig, channel: Channel | None = None) -> SliceNodeProvider:
     file = autoscaler_config(config, host_settings(config, "127.0.0.9:1", Path("/token")), "bundle-hash")
-    return SliceNodeProvider(file["provider"], config.name, emulated.provider(config, channel, patience=0.0))
+    slices = emulated.provider(config, channel, patience=0.0)
+    return SliceNodeProvider(file["provider"], config.name, slices, clock=emulated.clock.now, submit=at_once, ray_nodes=RayNodes(no_ray))
 
 
 def ask(provider: SliceNodeProvider, request: str, count: int = 1) -> None:
@@ -168,7 +170,7 @@ def test_a_silent_zone_keeps_the_slices_it_was_last_seen_with(emulated: World, c
     ask(provider, "in-b")
     emulated.clock.advance(2 * MINUTE)
     before = provider.non_terminated_nodes(WORKER)
-    assert {provider._known[name].zone for name in before} == {A, B}
+    assert {provider._standing[name].zone for name in before} == {A, B}
     emulated.cloud.set_reachable(B, False)
     for _ in range(20):  # longer than any limit: what is not seen is not given up either
         emulated.clock.advance(10 * MINUTE)

@@ -23,6 +23,7 @@ from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import read_refusals
 from cluster.vm.metadata import HOST_ATTRIBUTE
 from cluster.vm.settings import HostSettings
+from tests.inprocess import no_ray
 
 ZONE = "us-central2-b"
 CONFIG = ClusterConfig(name="mine", cloud="emulated", accelerator_type="v4-16", max_slices=4)
@@ -41,18 +42,11 @@ def provider(emulator: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return make_provider(emulator)
 
 
-class NoRay:
-    """A head that knows no host."""
-
-    def get_cluster_resource_state(self) -> bytes:
-        return b""
-
-
 def make_provider(emulator: Embedded, slices: TPUProvider | None = None) -> SliceNodeProvider:
     config = dataclasses.replace(CONFIG, endpoint=emulator.endpoint)
     settings = host_settings(config, "127.0.0.9:1", Path("/token"))
     written = yaml.safe_load(yaml.safe_dump(autoscaler_config(config, settings, "bundle-hash")))
-    return SliceNodeProvider(written["provider"], config.name, slices, ray_nodes=RayNodes(NoRay))
+    return SliceNodeProvider(written["provider"], config.name, slices, ray_nodes=RayNodes(no_ray))
 
 
 def test_one_autoscaler_instance_is_one_slice_of_several_hosts(provider: SliceNodeProvider) -> None:
