@@ -7,12 +7,14 @@ again. Each listing also sweeps: what is left of lost slices is deleted, and wha
 What Ray asks for becomes an order at once and is asked for on threads of our own: no thread of Ray's waits for a cloud.
 """
 
+import functools
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from ray.autoscaler.node_provider import NodeProvider
@@ -26,7 +28,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from cluster.autoscaler import HEAD_TYPE
+from cluster.autoscaler import HEAD_TYPE, node_type, settings_of_type
 from cluster.churn import Churn, ShortLivedError
 from cluster.config import ClusterConfig
 from cluster.host_watch import HostWatch
@@ -48,6 +50,7 @@ from cluster.tpu.errors import (
 from cluster.tpu.lifecycle import Life
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import write_refusals
+from cluster.tpu.sight import Sight
 from cluster.tpu.slices import ClusterSlice
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.metadata import HOST_ATTRIBUTE
@@ -71,6 +74,15 @@ Submit = Callable[..., object]
 """As `Executor.submit`."""
 
 
+@dataclass(frozen=True)
+class _Type:
+    """One type of slice of the cluster."""
+
+    config: ClusterConfig
+    slices: TPUProvider
+    metadata: dict[str, str]
+
+
 class SliceNodeProvider(NodeProvider):
     """See Ray's `NodeProvider` for the interface."""
 
@@ -90,16 +102,23 @@ class SliceNodeProvider(NodeProvider):
         super().__init__(provider_config, cluster_name)
         set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
         self._config = build(ClusterConfig, provider_config["cluster"])
-        self._slices = slices if slices is not None else TPUProvider.connect(self._config, patience=PATIENCE_S)
-        self._metadata = {
-            "startup-script": startup_script(provider_config["bundle"]),
-            HOST_ATTRIBUTE: provider_config["host_settings"],
+        self._slices = slices if slices is not None else TPUProvider.connect(self._config.of_type(None), patience=PATIENCE_S)
+        settings = HostSettings.from_dict(json.loads(provider_config["host_settings"]))
+        script = startup_script(provider_config["bundle"])
+        self._types = {
+            node_type(kind): _Type(
+                kind,
+                self._slices if index == 0 else self._slices.sibling(kind),
+                {"startup-script": script, HOST_ATTRIBUTE: settings_of_type(settings, kind).to_json()},
+            )
+            for index, kind in enumerate(self._config.types)
         }
+        zones = list(dict.fromkeys(zone for kind in self._types.values() for zone in kind.slices.zones))
+        self._sight = Sight(self._slices.api, cluster_name, zones)
         self._head = head_instance_id(cluster_name)
         self._clock = clock
         self._submit = submit if submit is not None else ThreadPoolExecutor(_TOGETHER, thread_name_prefix="orders").submit
         self._orders = Orders(clock)
-        settings = HostSettings.from_dict(json.loads(provider_config["host_settings"]))
         self._ray = ray_nodes if ray_nodes is not None else RayNodes.at(settings.head_address)
         self._watch = HostWatch(clock, self._config.boot_grace_seconds, self._config.host_grace_seconds)
         self._churn = Churn(clock, self._config.churn_window_seconds, self._config.churn_short_seconds, self._config.churn_thresholds)
@@ -114,10 +133,10 @@ class SliceNodeProvider(NodeProvider):
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
         began = self._clock()
-        swept = self._slices.sweep()
+        swept = self._sweep()
         standing = {item.name: item for item in swept if item.life in STANDING}
         there = {item.name for item in swept}
-        self._orders.listed(standing.keys(), there - standing.keys(), self._slices.unseen(), began)
+        self._orders.listed(standing.keys(), there - standing.keys(), self._unseen(), began)
         waiting = {order.name: order for order in self._orders.all()}
         self._look_at_hosts(standing)
         with self._lock:
@@ -193,12 +212,14 @@ class SliceNodeProvider(NodeProvider):
             hosts = self._hosts.get(node_id)
             if hosts is None or not hosts.in_use:
                 self._dismissed.add(node_id)
+        order = self._orders.get(node_id)
         if not self._orders.cancel(node_id):
             return
         if known is not None:
             self._slices.delete(known)
         else:
-            self._slices.delete_slice(node_id)
+            for kind in [self._types[order.node_type]] if order is not None else self._types.values():
+                kind.slices.delete_slice(node_id)
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
         """Tries all of them. Raises TPUError when one could not be asked for, and Ray asks for all again."""
@@ -211,6 +232,27 @@ class SliceNodeProvider(NodeProvider):
                 errors.append(error)
         if errors:
             raise errors[0]
+
+    def _sweep(self) -> list[ClusterSlice]:
+        """One listing for all types."""
+        if len(self._types) == 1:
+            return self._slices.sweep()
+        view = self._sight.look()
+        swept: list[ClusterSlice] = []
+        for name, kind in self._types.items():
+            swept += kind.slices.sweep(view.part(functools.partial(self._is_of_type, name), kind.slices.zones))
+        return swept
+
+    def _is_of_type(self, name: str, item: ClusterSlice) -> bool:
+        return self._type_of(item) == name
+
+    def _type_of(self, item: ClusterSlice) -> str:
+        """The node type that looks after a slice; of one that no configuration knows any more the cluster's own."""
+        name = item.labels.get(TYPE_LABEL, "")
+        return name if name in self._types else next(iter(self._types))
+
+    def _unseen(self) -> set[str]:
+        return {name for kind in self._types.values() for name in kind.slices.unseen()}
 
     def _indices(self, request: str, count: int) -> range:
         """Ray splits a large request into several calls, five slices each, all with the same request id."""
@@ -229,7 +271,7 @@ class SliceNodeProvider(NodeProvider):
         with self._lock:
             names = {name for name, item in self._standing.items() if item.labels.get(TYPE_LABEL) == node_type}
         names |= {order.name for order in started if order.node_type == node_type}
-        return self._config.effective_max_slices - len(names)
+        return self._types[node_type].config.effective_max_slices - len(names)
 
     def _make(self, order: Order) -> None:
         """Ask for one slice, on a thread of ours."""
@@ -239,25 +281,26 @@ class SliceNodeProvider(NodeProvider):
             logger.exception("slice %s could not be asked for", order.name)
             wanted = self._orders.refused(order.name, UnknownError(f"{type(error).__name__}: {error}", resource=order.name), told=False)
         if not wanted:
-            self._end(order.name)
+            self._end(order)
         self._publish_refusals()
 
     def _ask(self, order: Order) -> bool:
         """Whether the slice is still wanted."""
         labels = {TYPE_LABEL: order.node_type, REQUEST_LABEL: order.request}
+        kind = self._types[order.node_type]
         try:
-            made = self._slices.create_slice(order.name, labels=labels, metadata=self._metadata)
+            made = kind.slices.create_slice(order.name, labels=labels, metadata=kind.metadata)
         except TPUError as error:
             logger.warning("%s", error)
-            closed = not self._slices.policy.open(self._slices.kind, self._slices.zones)
+            closed = not kind.slices.policy.open(kind.slices.kind, kind.slices.zones)
             return self._orders.refused(order.name, error, told=closed or isinstance(error, _TOLD))
         logger.info("slice %s is asked for in %s", order.name, made.zone)
         return self._orders.accepted(order.name)
 
-    def _end(self, name: str) -> None:
+    def _end(self, order: Order) -> None:
         """Delete what nobody wants any more; what fails is done again when a listing shows it."""
         try:
-            self._slices.delete_slice(name)
+            self._types[order.node_type].slices.delete_slice(order.name)
         except TPUError as error:
             logger.warning("left for the next time: %s", error)
 
@@ -275,11 +318,10 @@ class SliceNodeProvider(NodeProvider):
             logger.warning("deleting slice %s in %s: %s", name, living[name].zone, reason)
             if hosts is not None and name in hosts:
                 self._ray.drain(hosts[name], f"podlaunch: {reason}")
-        kind = self._slices.kind
-        alive = {name: (kind, item.zone) for name, item in living.items() if name not in sick}
+        alive = {name: (self._types[self._type_of(item)].slices.kind, item.zone) for name, item in living.items() if name not in sick}
         for verdict in self._churn.take(alive, dismissed):
             logger.warning("%s in %s: %s", *verdict.place, verdict.words)
-            error = ShortLivedError(verdict.words, resource=f"slices of {kind}", zone=verdict.place[1])
+            error = ShortLivedError(verdict.words, resource=f"slices of {verdict.place[0]}", zone=verdict.place[1])
             self._slices.policy.hold(*verdict.place, verdict.pause_s, error)
 
     def _end_again(self, doomed: list[ClusterSlice]) -> None:
@@ -289,7 +331,11 @@ class SliceNodeProvider(NodeProvider):
 
     def _publish_refusals(self) -> None:
         """Why slices wait, for `tpu status`, which is another process."""
-        lines = [*self._slices.policy.describe(self._slices.kind, self._slices.zones), *self._orders.problems()]
+        lines = []
+        for kind in self._types.values():
+            told = kind.slices.policy.describe(kind.slices.kind, kind.slices.zones)
+            lines += told if len(self._types) == 1 else [f"{kind.slices.kind}: {line}" for line in told]
+        lines += self._orders.problems()
         with self._lock:
             if lines == self._published:
                 return

@@ -103,9 +103,9 @@ class Gcs:
 
     def __init__(self, world: World, config: ClusterConfig, chance: random.Random) -> None:
         self.world, self.config, self._chance = world, config, chance
-        self.resources = {node_type(config): slice_resource(config)}
+        self.resources = {node_type(kind): slice_resource(kind) for kind in config.types}
         """Of each node type, the custom resource that stands for a slice."""
-        self.hosts = {node_type(config): config.hosts_per_slice}
+        self.hosts = {node_type(kind): kind.hosts_per_slice for kind in config.types}
         self.boot_s, self.heartbeat_s = 60.0, 20.0
         self.runs: list[Run] = []
         self.nodes: dict[tuple[str, int], RayNode] = {}
@@ -332,7 +332,7 @@ class Simulation:
         file = self.folder / f"autoscaler-{self.config.name}.yaml"
         file.write_text(yaml.safe_dump(autoscaler_config(self.config, settings, "bundle-hash")))
         self.channel, self.threads = self.world.channel(), Later()
-        slices = self.world.provider(self.config, self.channel, patience=10.0)
+        slices = self.world.provider(self.config.of_type(None), self.channel, patience=10.0)
         written = yaml.safe_load(file.read_text())["provider"]
         now = self.world.clock.now
         nodes = RayNodes(lambda: self.gcs, now)

@@ -204,10 +204,10 @@ def main() -> None:
     config = directory.config()
     status = directory.status()
     assert status is not None, f"{directory.path} has no status.json"
-    record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.cluster.usd_per_hour)
+    record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)
     record.enter(RunState.STARTING, "connecting to Ray")
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
-    gang = Gang(directory, config.cluster, slice_resource(config.cluster), arguments.secrets_file)
+    gang = Gang(directory, config.slices, slice_resource(config.slices), arguments.secrets_file)
     supervisor = Supervisor(directory, gang, record, config.run.max_restarts)
     signal.signal(signal.SIGTERM, supervisor.interrupt)
     try:

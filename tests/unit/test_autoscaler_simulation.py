@@ -1,6 +1,7 @@
 """Ray's own autoscaler v2 over our node provider and the emulated cloud, in virtual time: every trap that it is known to have."""
 
 import dataclasses
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,12 @@ import yaml
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 
 from cluster.autoscaler import autoscaler_config, host_settings, node_type
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, SliceType
 from cluster.emulator.cloud import READY
 from cluster.emulator.faults import BOOT_HOST, PRESETS, Effect, Fault
 from cluster.state import clusters_dir
 from cluster.tpu.refusals import read_refusals
+from cluster.vm.metadata import HOST_ATTRIBUTE
 from tests.inprocess import Failure
 from tests.simulated_ray import Gcs, Run, Simulation, simulation
 
@@ -377,3 +379,46 @@ def test_rays_own_reader_takes_our_file_and_dies_without_a_legacy_key(tmp_path: 
     file.write_text(yaml.safe_dump({name: value for name, value in written.items() if name != key}))
     with pytest.raises(KeyError, match=key):
         FileConfigReader(str(file)).get_cached_autoscaling_config()
+
+
+TWO = dataclasses.replace(
+    CONFIG, node_types={"eval": SliceType(accelerator_type="v5litepod-8", provisioning="on-demand", zones=["us-west4-a"], max_slices=2)}
+)
+
+
+def test_two_types_of_slices_are_told_apart_and_listed_at_once(folder: Path) -> None:
+    with simulation(TWO, folder) as sim:
+        run, more = want(sim, slices=2), Run(1, 10 * HOUR, "v5litepod-8")
+        sim.gcs.runs.append(more)
+        running(sim, run, more)
+        kinds = {node(sim, name).message.accelerator_type for name in held_by(sim, run)}
+        (other,) = held_by(sim, more)
+        assert (kinds, node(sim, other).message.accelerator_type) == ({"v4-16"}, "v5litepod-8")
+        assert (node(sim, other).zone, node(sim, other).message.scheduling_config.spot) == ("us-west4-a", False)
+        settings = json.loads(node(sim, other).message.metadata[HOST_ATTRIBUTE])
+        assert (settings["node_type"], settings["slice_resource"], settings["chips_per_host"]) == (
+            "v5litepod-8", "podlaunch-slice-v5litepod-8", 8,
+        )  # fmt: skip
+        before = sim.channel.calls["ListNodes"]
+        sim.tick()
+        assert sim.channel.calls["ListNodes"] == before + 1
+        sim.world.cloud.preempt(other, notice=0.0)
+        sim.run(120.0)
+        running(sim, run, more)
+        assert len(sim.standing()) == 3
+        for done in (run, more):
+            sim.gcs.end(done)
+        assert sim.run(HOUR, lambda: not sim.everything())
+
+
+def test_each_type_has_its_own_least_and_most(folder: Path) -> None:
+    types = {"eval": dataclasses.replace(TWO.node_types["eval"], min_slices=1, max_slices=2)}
+    with simulation(dataclasses.replace(TWO, node_types=types), folder) as sim:
+        for _ in range(4):
+            sim.gcs.runs.append(Run(1, 10 * HOUR, "v5litepod-8"))
+        sim.run(600.0)
+        assert [zone for zone, _ in sim.standing()] == ["us-west4-a"] * 2
+        for run in list(sim.gcs.runs):
+            sim.gcs.end(run)
+        sim.run(HOUR)
+        assert len(sim.everything()) == 1

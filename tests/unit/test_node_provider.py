@@ -137,7 +137,7 @@ def test_a_listing_that_fails_raises_instead_of_being_short(emulator: Embedded, 
 
 
 def test_nodes_carry_the_startup_script_and_name_the_token_without_holding_it(provider: SliceNodeProvider, emulator: Embedded) -> None:
-    metadata = provider._metadata
+    metadata = provider._types["v4-16"].metadata
     assert "bundle-hash" in metadata["startup-script"]
     settings = HostSettings.from_dict(json.loads(metadata[HOST_ATTRIBUTE]))
     assert (settings.head_address, settings.token_file, settings.chips_per_host) == ("127.0.0.9:1", "/token", 4)
