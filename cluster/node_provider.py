@@ -31,6 +31,7 @@ from ray.autoscaler.tags import (
 from cluster.autoscaler import HEAD_TYPE, node_type, settings_of_type
 from cluster.churn import Churn, ShortLivedError
 from cluster.config import ClusterConfig
+from cluster.errors import ConfigError
 from cluster.host_watch import HostWatch
 from cluster.logs import set_up_logging
 from cluster.node_names import head_instance_id, slice_id
@@ -194,11 +195,16 @@ class SliceNodeProvider(NodeProvider):
         tags: dict[str, str],
         count: int,
     ) -> None:
-        """Order `count` slices and return at once. Raises nothing: an order that cannot be served now waits, and `tpu status` says why."""
-        request, node_type = tags.get(TAG_RAY_LAUNCH_REQUEST, ""), tags[TAG_RAY_USER_NODE_TYPE]
+        """Order `count` slices and return at once: an order that cannot be served now waits, and `tpu status` says why.
+
+        Raises ConfigError for a type that the cluster does not have.
+        """
+        request, name_of_type = tags.get(TAG_RAY_LAUNCH_REQUEST, ""), tags[TAG_RAY_USER_NODE_TYPE]
+        if name_of_type not in self._types:
+            raise ConfigError(f"cluster {self.cluster_name!r} has no slices of {name_of_type}, only of {', '.join(self._types)}")
         names = [slice_id(self.cluster_name, request, index) for index in self._indices(request, count)]
         logger.info("slices %s are ordered by request %s", ", ".join(names), request)
-        self._orders.add(Order(name, node_type, request) for name in names)
+        self._orders.add(Order(name, name_of_type, request) for name in names)
         self._work()
 
     def terminate_node(self, node_id: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
-from cluster.autoscaler import autoscaler_config, host_settings
+from cluster.autoscaler import autoscaler_config, host_settings, node_type
 from cluster.config import ClusterConfig
 from cluster.emulator.faults import PRESETS, Fault
 from cluster.emulator.model import Refusal
@@ -267,7 +267,7 @@ class Player:
         if missing > 0:
             self.requests += 1
             request = f"request-{self.requests}"
-            tags = {TAG_RAY_USER_NODE_TYPE: KIND, TAG_RAY_NODE_KIND: "worker", TAG_RAY_LAUNCH_REQUEST: request}
+            tags = {TAG_RAY_USER_NODE_TYPE: node_type(self.scenario.config), TAG_RAY_NODE_KIND: "worker", TAG_RAY_LAUNCH_REQUEST: request}
             try:
                 provider.create_node({}, tags, missing)
             except TPUError:
