@@ -23,7 +23,7 @@ from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import read_refusals
 from cluster.vm.metadata import HOST_ATTRIBUTE
 from cluster.vm.settings import HostSettings
-from tests.inprocess import no_ray
+from tests.inprocess import at_once, no_ray
 
 ZONE = "us-central2-b"
 CONFIG = ClusterConfig(name="mine", cloud="emulated", accelerator_type="v4-16", max_slices=4)
@@ -46,7 +46,7 @@ def make_provider(emulator: Embedded, slices: TPUProvider | None = None) -> Slic
     config = dataclasses.replace(CONFIG, endpoint=emulator.endpoint)
     settings = host_settings(config, "127.0.0.9:1", Path("/token"))
     written = yaml.safe_load(yaml.safe_dump(autoscaler_config(config, settings, "bundle-hash")))
-    return SliceNodeProvider(written["provider"], config.name, slices, ray_nodes=RayNodes(no_ray))
+    return SliceNodeProvider(written["provider"], config.name, slices, submit=at_once, ray_nodes=RayNodes(no_ray))
 
 
 def test_one_autoscaler_instance_is_one_slice_of_several_hosts(provider: SliceNodeProvider) -> None:
