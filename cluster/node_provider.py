@@ -54,6 +54,7 @@ from cluster.tpu.refusals import write_refusals
 from cluster.tpu.sight import Sight
 from cluster.tpu.slices import ClusterSlice
 from cluster.vm.bootstrap import startup_script
+from cluster.vm.bundle import Bundle
 from cluster.vm.metadata import HOST_ATTRIBUTE
 from cluster.vm.settings import HostSettings
 
@@ -103,9 +104,12 @@ class SliceNodeProvider(NodeProvider):
         super().__init__(provider_config, cluster_name)
         set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
         self._config = build(ClusterConfig, provider_config["cluster"])
-        self._slices = slices if slices is not None else TPUProvider.connect(self._config.of_type(None), patience=PATIENCE_S)
+        if slices is None:
+            slices = TPUProvider.connect(self._config.of_type(None), patience=PATIENCE_S, owner=provider_config["owner"])
+        self._slices = slices
         settings = HostSettings.from_dict(json.loads(provider_config["host_settings"]))
-        script = startup_script(provider_config["bundle"])
+        bundle = Bundle.from_dict(provider_config["bundle"])
+        script = startup_script(bundle.hash, bundle.location)
         self._types = {
             node_type(kind): _Type(
                 kind,

@@ -36,6 +36,8 @@ from cluster.emulator.profile import REALISTIC, Profile
 from cluster.node_names import head_instance_id
 from cluster.node_provider import TYPE_LABEL, SliceNodeProvider
 from cluster.ray_nodes import RayNodes
+from cluster.secret_place import SecretPlace
+from cluster.vm.bundle import Bundle
 from cluster.vm.head_agent import HeadSettings, head_environment
 from tests.inprocess import Channel, World, world
 
@@ -328,9 +330,9 @@ class Simulation:
 
     def start_head(self) -> None:
         """A head without memory: Ray's autoscaler and our provider begin anew."""
-        settings = host_settings(self.config, "127.0.0.9:1", Path("/token"))
+        settings = host_settings(self.config, "127.0.0.9:1", SecretPlace(file="/token"))
         file = self.folder / f"autoscaler-{self.config.name}.yaml"
-        file.write_text(yaml.safe_dump(autoscaler_config(self.config, settings, "bundle-hash")))
+        file.write_text(yaml.safe_dump(autoscaler_config(self.config, settings, Bundle("bundle-hash"), "0123456789ab")))
         self.channel, self.threads = self.world.channel(), Later()
         slices = self.world.provider(self.config.of_type(None), self.channel, patience=10.0)
         written = yaml.safe_load(file.read_text())["provider"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.emulator.cloud import CREATING, READY
-from cluster.emulator.faults import PRESETS, Effect, Fault
+from cluster.emulator.faults import TPU_PRESETS, Effect, Fault
 from cluster.node_provider import STANDING
 from tests.inprocess import Failure
 from tests.simulated_ray import Run, Simulation
@@ -132,10 +132,10 @@ class Storm:
             Fault(Effect.DROP, method, probability=0.5, seed=seed),
             Fault(Effect.DROP_ANSWER, method, probability=0.5, seed=seed),
             Fault(Effect.LATENCY, method, seconds=self.chance.uniform(1, 40), probability=0.2, seed=seed),
-            PRESETS["stockout"],
-            PRESETS["internal"],
-            PRESETS["rate"],
-            PRESETS["permission"],
+            TPU_PRESETS["stockout"],
+            TPU_PRESETS["internal"],
+            TPU_PRESETS["rate"],
+            TPU_PRESETS["permission"],
         ]
         fault = self.chance.choice(faults)
         rules = self.sim.world.cloud.faults

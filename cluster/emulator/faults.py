@@ -1,8 +1,8 @@
 """Faults as rules: which calls go wrong, how, and how often.
 
 Rules are kept in the store like nodes and limits, with how often each has struck and where its chances stand: a daemon that ends and comes
-back goes on where it was. Beside the methods of the API there is `BootHost`, with the resource `<node>/hosts/<worker>`: LATENCY lets that
-host boot late, HANG never.
+back goes on where it was. Methods of Compute Engine are called as its documentation has them: `instances.insert`. Beside the methods of the
+APIs there is `BootHost`, with the resource `<node or instance>/hosts/<worker>`: LATENCY lets that host boot late, HANG never.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from cluster.emulator.model import Refusal
 from cluster.emulator.store import Store
 
 BOOT_HOST = "BootHost"
-_KEY = "faults"
+FAULTS, STRUCK, STRUCK_COMPUTE = "faults", "struck operations", "struck compute operations"
+"""Under what rules, and what they do to operations, are kept in the store."""
 
 
 class Effect(enum.Enum):
@@ -47,10 +48,14 @@ ON_BOOT = frozenset({Effect.LATENCY, Effect.HANG})
 
 @dataclass(frozen=True)
 class Fault:
-    """One rule. `method`, `zone` and `resource` are patterns as of file names; `resource` matches a whole path or its last part."""
+    """One rule. `method`, `service`, `zone` and `resource` are patterns as of file names; `resource` matches a whole path or its last
+    part.
+    """
 
     effect: Effect
     method: str = "*"
+    service: str = "*"
+    """tpu, secretmanager or compute, or a pattern."""
     zone: str = "*"
     resource: str = "*"
     code: int = 14
@@ -110,7 +115,7 @@ class Faults:
         """`lock`: whoever uses `store` holds it."""
         self._store = store
         self._lock = lock if lock is not None else threading.Lock()
-        kept = json.loads(store.get(_KEY, "{}")) if store is not None else {}
+        kept = json.loads(store.get(FAULTS, "{}")) if store is not None else {}
         rules = kept.get("rules", {})
         self._rules = {int(key): _Rule(Fault.from_dict(rule["fault"]), rule["left"], rule["draws"]) for key, rule in rules.items()}
         self._last: int = kept.get("last", 0)
@@ -152,7 +157,7 @@ class Faults:
     def _keep(self) -> None:
         if self._store is not None:
             rules = {key: {"fault": rule.fault.to_dict(), "left": rule.left, "draws": rule.draws} for key, rule in self._rules.items()}
-            self._store.set(_KEY, json.dumps({"last": self._last, "rules": rules}))
+            self._store.set(FAULTS, json.dumps({"last": self._last, "rules": rules}))
 
 
 def _due(rule: _Rule) -> bool:
@@ -167,23 +172,85 @@ def _due(rule: _Rule) -> bool:
     return True
 
 
+class Struck:
+    """Operations to which a fault does something later, kept in `store` under `key`. Called under the cloud's lock only."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._all = {name: Fault.from_dict(rule) for name, rule in json.loads(store.get(key, "{}")).items()}
+
+    def get(self, name: str) -> Fault | None:
+        return self._all.get(name)
+
+    def add(self, name: str, fault: Fault) -> None:
+        self._all[name] = fault
+        self._keep()
+
+    def end(self, name: str) -> None:
+        """The operation is over or forgotten."""
+        if self._all.pop(name, None) is not None:
+            self._keep()
+
+    def hangs(self, name: str) -> bool:
+        """Whether a fault keeps it from ever ending."""
+        return name in self._all and self._all[name].effect is Effect.HANG
+
+    def _keep(self) -> None:
+        self._store.set(self._key, json.dumps({name: fault.to_dict() for name, fault in self._all.items()}))
+
+
 def _matches(rule: Fault, method: str, target: str) -> bool:
     parts = target.split("/")
     zone = parts[3] if len(parts) > 3 else ""
     resource = fnmatch.fnmatchcase(target, rule.resource) or fnmatch.fnmatchcase(parts[-1], rule.resource)
-    return resource and fnmatch.fnmatchcase(method, rule.method) and fnmatch.fnmatchcase(zone, rule.zone)
+    where = fnmatch.fnmatchcase(service_of(method), rule.service) and fnmatch.fnmatchcase(zone, rule.zone)
+    return resource and where and fnmatch.fnmatchcase(method, rule.method)
 
 
-def _call(code: int, words: str, method: str = "Create*") -> Fault:
-    return Fault(Effect.ERROR, method, code=code, words=words)
+def service_of(method: str) -> str:
+    """The service that a method belongs to. Hosts that boot (BootHost) are of the first."""
+    if method.startswith(("instances.", "zoneOperations.")):
+        return "compute"
+    return "secretmanager" if "Secret" in method else "tpu"
 
 
-def _operation(code: int, words: str) -> Fault:
-    return Fault(Effect.OPERATION_ERROR, "Create*", code=code, words=words)
+def _call(code: int, words: str, method: str = "Create*", service: str = "tpu") -> Fault:
+    return Fault(Effect.ERROR, method, service, code=code, words=words)
 
 
+def _operation(code: int, words: str, method: str = "Create*", service: str = "tpu") -> Fault:
+    return Fault(Effect.OPERATION_ERROR, method, service, code=code, words=words)
+
+
+_DISABLED = (
+    "{name} API has not been used in project {project} before or it is disabled. Enable it by visiting "
+    "https://console.developers.google.com/apis/api/{api}/overview?project={project} then retry."
+)
+# In the words of Google's documentation ("Troubleshooting resource errors") and of public logs.
+COMPUTE_PRESETS: dict[str, Fault] = {
+    "compute-stockout": _operation(
+        8,
+        "The zone 'projects/{project}/zones/{zone}' does not have enough resources available to fulfill the request.  "
+        "Try a different zone, or try again later.",
+        "instances.insert",
+        "compute",
+    ),
+    "compute-quota": _call(8, "Quota 'CPUS' exceeded.  Limit: 24.0 in region {region}.", "instances.insert", "compute"),
+    "compute-permission": _call(7, "Required '{method}' permission for '{resource}'", "*", "compute"),
+    "compute-api-disabled": _call(
+        7, _DISABLED.replace("{name}", "Compute Engine").replace("{api}", "compute.googleapis.com"), "*", "compute"
+    ),
+}
+SECRET_PRESETS: dict[str, Fault] = {
+    "secrets-permission": _call(
+        7, "Permission 'secretmanager.versions.access' denied for resource '{resource}' (or it may not exist).", "*", "secretmanager"
+    ),
+    "secrets-api-disabled": _call(
+        7, _DISABLED.replace("{name}", "Secret Manager").replace("{api}", "secretmanager.googleapis.com"), "*", "secretmanager"
+    ),
+}
 # The errors seen in the wild, in their words (API fact sheet, section 3).
-PRESETS: dict[str, Fault] = {
+TPU_PRESETS: dict[str, Fault] = {
     "stockout": _operation(
         8,
         'There is no more capacity in the zone "{zone}"; you can try in another zone where Cloud TPU Nodes are offered '
@@ -218,5 +285,6 @@ PRESETS: dict[str, Fault] = {
     "free-trial": _call(7, "cannot create a TPU Node on a project linked to a free-trial billing account"),
     "exists": _call(6, "Resource '{resource}' already exists"),
     "old-tpu-node": _call(9, "Your request to provision TPU Node has been denied. Please migrate to TPU VM Architecture"),
-    "unavailable": _call(14, "The service is currently unavailable.", "*"),
+    "unavailable": _call(14, "The service is currently unavailable.", "*", "*"),
 }
+PRESETS = {**TPU_PRESETS, **COMPUTE_PRESETS, **SECRET_PRESETS}

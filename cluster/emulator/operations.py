@@ -1,16 +1,14 @@
 """The long-running operations of the emulated cloud. Called under the cloud's lock only."""
 
-import json
 import secrets
 from typing import Any
 
 from cluster.emulator.checks import not_found
 from cluster.emulator.clock import Clock
-from cluster.emulator.faults import ON_OPERATION, Effect, Fault, Faults
+from cluster.emulator.faults import ON_OPERATION, STRUCK, Effect, Faults, Struck
 from cluster.emulator.model import Refusal
 from cluster.emulator.store import Store
 
-_KEY = "struck operations"
 _KEPT = 1000
 """Finished operations are forgotten, the oldest first, when there are more than this."""
 
@@ -20,7 +18,7 @@ class Operations:
 
     def __init__(self, store: Store, clock: Clock, faults: Faults) -> None:
         self._store, self._clock, self._faults = store, clock, faults
-        self._struck = {name: Fault.from_dict(rule) for name, rule in json.loads(store.get(_KEY, "{}")).items()}
+        self._struck = Struck(store, STRUCK)
         self._all: dict[str, Any] = {operation.name: operation for operation in store.operations()}
 
     def begin(self, parent: str, target: str, verb: str) -> Any:
@@ -35,7 +33,7 @@ class Operations:
         operation.metadata.Pack(metadata)
         method = f"{verb.capitalize()}{'Node' if '/nodes/' in target else 'QueuedResource'}"
         for fault in self._faults.strike(method, target, ON_OPERATION)[:1]:
-            self._strike(operation.name, fault)
+            self._struck.add(operation.name, fault)
         self._all[operation.name] = operation
         self._store.put_operation(operation)
         self._forget_oldest()
@@ -62,7 +60,7 @@ class Operations:
 
     def hangs(self, name: str) -> bool:
         """Whether a fault keeps it from ever ending."""
-        return name in self._struck and self._struck[name].effect is Effect.HANG
+        return self._struck.hangs(name)
 
     def stuck(self, name: str) -> bool:
         """Whether nothing comes of it any more: it hangs, or has ended."""
@@ -82,16 +80,8 @@ class Operations:
     def forget(self, name: str) -> None:
         """Raises Refusal."""
         self._store.remove_operation(self.get(name).name)
-        self._strike(name, None)
+        self._struck.end(name)
         del self._all[name]
-
-    def _strike(self, name: str, fault: Fault | None) -> None:
-        """Remember what a fault does to an operation, also over a restart; None: nothing, or nothing any more."""
-        if fault is not None:
-            self._struck[name] = fault
-        elif self._struck.pop(name, None) is None:
-            return
-        self._store.set(_KEY, json.dumps({struck: rule.to_dict() for struck, rule in self._struck.items()}))
 
     def _target(self, name: str) -> str:
         from google.cloud import tpu_v2
@@ -113,5 +103,5 @@ class Operations:
         metadata.end_time.FromNanoseconds(int(self._clock.now() * 1e9))
         operation.metadata.Pack(metadata)
         operation.done = True
-        self._strike(operation.name, None)
+        self._struck.end(operation.name)
         self._store.put_operation(operation)

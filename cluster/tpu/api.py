@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cluster.tpu.errors import DeadlineExceededError, NotFoundError, RateLimitedError, TransientError, from_exception, from_status
+from cluster.repeat import CHANNEL_OPTIONS, SAFE, STUMBLES, Repeater
+from cluster.tpu.errors import CLOUD_TPU, NotFoundError, TransientError, from_exception, from_status
 from cluster.tpu.messages import (
     NodeRequest,
     Operation,
@@ -36,14 +37,6 @@ T = TypeVar("T")
 P = TypeVar("P", Slice, QueuedResource)
 ALL_ZONES = "-"
 """In a listing: every zone at once."""
-_STUMBLES = (TransientError, DeadlineExceededError)
-_RATE_PAUSE_S = 5.0
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),  # 4 MiB by default; a longer list fails with RESOURCE_EXHAUSTED, which looks like quota
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),  # a service that comes back is found at once; the default goes up to two minutes
-)
 
 
 @dataclass(frozen=True)
@@ -86,8 +79,8 @@ class TpuApi:
         Raises PermissionDeniedError when Google's service is meant and there are no credentials.
         """
         self.project = project
-        self._timeout, self._patience = timeout, patience
-        self._clock, self._sleep, self._jitter = clock, sleep, jitter
+        self._timeout = timeout
+        self._repeater = Repeater(CLOUD_TPU, patience=patience, clock=clock, sleep=sleep, jitter=jitter)
         self._new_id = new_id
         self._client = client if client is not None else make_client(endpoint, project)
 
@@ -186,7 +179,7 @@ class TpuApi:
             return str(method(call, timeout=self._timeout, retry=None).operation.name)
 
         # The rate is the caller's to keep: a creation that is too early is not repeated here.
-        return self._call(create, name, zone, repeat=_STUMBLES)
+        return self._call(create, name, zone, repeat=STUMBLES)
 
     def _pages(self, method: Callable[..., Any], what: str, zone: str) -> Iterator[Any]:
         """The raw answers, page by page. Raises TPUError when one cannot be had."""
@@ -202,29 +195,8 @@ class TpuApi:
         pager = method({"parent": self._parent(zone), "page_token": token}, timeout=self._timeout, retry=None)
         return raw(next(iter(pager.pages)))
 
-    def _call(
-        self,
-        call: Callable[[], T],
-        resource: str,
-        zone: str,
-        repeat: tuple[type[Exception], ...] = (*_STUMBLES, RateLimitedError),
-    ) -> T:
-        """`call`, repeated while the service answers with one of `repeat`. Raises TPUError."""
-        from google.api_core.exceptions import GoogleAPIError
-        from google.auth.exceptions import GoogleAuthError
-
-        deadline = self._clock() + self._patience
-        pause = 0.25
-        while True:
-            try:
-                return call()
-            except (GoogleAPIError, GoogleAuthError) as raised:
-                error = from_exception(raised, resource=resource, zone=zone)
-                wait = max(pause, _RATE_PAUSE_S) if isinstance(error, RateLimitedError) else pause
-                if not isinstance(error, repeat) or self._clock() + wait > deadline:
-                    raise error from raised
-            self._sleep(wait * (0.5 + self._jitter() / 2))
-            pause = min(pause * 2, 10.0)
+    def _call(self, call: Callable[[], T], resource: str, zone: str, repeat: tuple[type[Exception], ...] = SAFE) -> T:
+        return self._repeater.call(call, resource, zone, repeat)
 
     def _parent(self, zone: str) -> str:
         return f"projects/{self.project}/locations/{zone}"

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cluster.tpu.errors import PASSING, PreemptedError, TPUError, TransientError
+from cluster.repeat import SAFE
+from cluster.tpu.errors import PreemptedError, TPUError, TransientError
 from cluster.tpu.lifecycle import Action, Life
 from cluster.tpu.slices import ClusterSlice, best_first
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from cluster.tpu.provider import TPUProvider
 
 log = logging.getLogger(__name__)
-_PASSING = (*PASSING, PreemptedError)
+_PASSING = (*SAFE, PreemptedError)
 """What is not a reason to give up: the next look tells what became of it, and it is asked for again where nothing did."""
 
 
@@ -48,7 +49,7 @@ class Bringup:
         """
         try:
             self.slices = self._provider.sweep()
-        except PASSING as error:
+        except SAFE as error:
             if self._before is None:
                 raise
             self._progress(f"looking again: {error}")

@@ -96,9 +96,12 @@ class TPUProvider:
         self._stopwatch = Stopwatch(clock, config.valid_until_seconds)
 
     @classmethod
-    def connect(cls, config: TPUConfig, *, patience: float = 60.0) -> "TPUProvider":
-        """With a connection of its own, to where `config` says. `patience`: as for TpuApi. Raises as the constructor and TpuApi do."""
-        return cls(config, TpuApi(config.endpoint, config.effective_project, patience=patience), owner=owner_id())
+    def connect(cls, config: TPUConfig, *, patience: float = 60.0, owner: str | None = None) -> "TPUProvider":
+        """With a connection of its own, to where `config` says. `patience`: as for TpuApi. `owner`: None for this state directory's; a head
+        VM makes slices for somebody else's. Raises as the constructor and TpuApi do.
+        """
+        api = TpuApi(config.endpoint, config.effective_project, patience=patience)
+        return cls(config, api, owner=owner_id() if owner is None else owner)
 
     def sibling(self, config: TPUConfig) -> "TPUProvider":
         """For another kind of slices of the same cluster: over the same connection, within the same rate, told of the same refusals."""

@@ -24,6 +24,9 @@ CREATOR_LABEL = "podlaunch-owner"
 """Which state directory (one user on one machine) made it: only that one can tell whether a cluster lives."""
 VERSION_LABEL = "podlaunch-version"
 TYPE_LABEL = "podlaunch-type"
+ROLE_LABEL = "podlaunch-role"
+"""What a resource other than a slice is to its cluster."""
+HEAD_ROLE, SECRET_ROLE = "head", "secret"
 _QUEUE_GRACE_S = 600.0
 _PROVISIONING_LIMIT_S = 7200.0
 """From the grant to READY for a queued resource, as marin-community/marin has it."""

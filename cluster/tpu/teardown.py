@@ -6,7 +6,7 @@ One that cannot be deleted, or a zone that does not answer, does not keep the ot
 import logging
 from typing import TYPE_CHECKING
 
-from cluster.tpu.errors import PASSING
+from cluster.repeat import SAFE
 from cluster.tpu.lifecycle import Action
 from cluster.tpu.slices import ClusterSlice, Stopwatch
 
@@ -35,7 +35,7 @@ class Teardown:
         """
         try:
             view = self._provider.look()
-        except PASSING as raised:
+        except SAFE as raised:
             if not self._looked:
                 raise
             self._left = [str(raised)]
@@ -49,7 +49,7 @@ class Teardown:
         self._left += [str(error) for error in errors]
         for error in errors:
             log.warning("%s", error)
-        lasting = [error for error in errors if not isinstance(error, PASSING)]
+        lasting = [error for error in errors if not isinstance(error, SAFE)]
         if lasting:
             raise lasting[0]
         return not slices and not view.hidden

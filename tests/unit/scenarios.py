@@ -7,21 +7,22 @@ import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from cluster.autoscaler import autoscaler_config, host_settings, node_type
 from cluster.config import ClusterConfig
-from cluster.emulator.faults import PRESETS, Fault
+from cluster.emulator.faults import TPU_PRESETS, Effect, Fault
 from cluster.emulator.model import Refusal
 from cluster.emulator.profile import Profile
 from cluster.node_names import slice_id
 from cluster.node_provider import PATIENCE_S, SliceNodeProvider
 from cluster.ray_nodes import RayNodes
+from cluster.secret_place import SecretPlace
 from cluster.tpu.errors import TPUError
 from cluster.tpu.provider import TPUProvider
+from cluster.vm.bundle import Bundle
 from tests.inprocess import Channel, World, at_once, no_ray, world
 
 ZONES = ("us-central2-b", "us-east5-a", "europe-west4-a")
@@ -150,6 +151,7 @@ def _event(rng: random.Random, zones: list[str]) -> Event:
         lambda: (rng.choice(["kill", "boot", "hang", "wake"]), pick, rng.randrange(2)),
         lambda: ("delete", pick),
         lambda: ("twin", zone, pick),
+        lambda: ("lost", zone),
     ]
     return rng.choice(choices)()
 
@@ -158,7 +160,7 @@ def _fault(rng: random.Random, zones: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {"zone": rng.choice(["*", rng.choice(zones)])}
     how = rng.choice(["preset", "preset", "error", "error", "operation-error", "latency", "drop", "drop-answer", "hang", "boot"])
     if how == "preset":
-        values["preset"] = rng.choice(sorted(PRESETS))
+        values["preset"] = rng.choice(sorted(TPU_PRESETS))
     elif how == "boot":
         values |= {"effect": rng.choice(["latency", "hang"]), "method": "BootHost", "seconds": 40.0}
     else:
@@ -292,6 +294,9 @@ class Player:
                 cloud.set_quota(place, "v4", amount, spot=spot)
             case ("reachable", zone, reachable):
                 cloud.set_reachable(zone, reachable)
+            case ("lost", zone):  # the answer to a creation, and what would tell that it took effect
+                cloud.faults.add(Fault(Effect.DROP_ANSWER, "Create*", zone=zone, count=1))
+                cloud.faults.add(Fault(Effect.DROP, "Get*", zone=zone))
             case ("twin", zone, pick):
                 self._ask_too(zone, f"mine-{pick % self.scenario.config.slices}")
             case (act, pick, *arguments):
@@ -361,7 +366,8 @@ class Player:
 
     def _node_provider(self, channel: Channel) -> SliceNodeProvider:
         config = self.scenario.config
-        file = autoscaler_config(config, host_settings(config, "127.0.0.9:1", Path("/token")), "bundle-hash")
+        settings = host_settings(config, "127.0.0.9:1", SecretPlace(file="/token"))
+        file = autoscaler_config(config, settings, Bundle("bundle-hash"), "0123456789ab")
         slices, nodes = self._provider(channel, PATIENCE_S), RayNodes(no_ray)
         return SliceNodeProvider(file["provider"], config.name, slices, clock=self.world.clock.now, submit=at_once, ray_nodes=nodes)
 

@@ -14,9 +14,11 @@ from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 from cluster.autoscaler import autoscaler_config, host_settings, node_type
 from cluster.config import ClusterConfig, SliceType
 from cluster.emulator.cloud import READY
-from cluster.emulator.faults import BOOT_HOST, PRESETS, Effect, Fault
+from cluster.emulator.faults import BOOT_HOST, TPU_PRESETS, Effect, Fault
+from cluster.secret_place import SecretPlace
 from cluster.state import clusters_dir
 from cluster.tpu.refusals import read_refusals
+from cluster.vm.bundle import Bundle
 from cluster.vm.metadata import HOST_ATTRIBUTE
 from tests.inprocess import Failure
 from tests.simulated_ray import Gcs, Run, Simulation, simulation
@@ -127,7 +129,7 @@ def test_hours_of_refusals_leave_ray_a_short_memory(folder: Path) -> None:
     """Ray keeps every failed launch for ever and goes through all of them at each tick, so a refusal must not become one."""
     config = dataclasses.replace(CONFIG, queued_resource=False)  # a plain node is refused at once
     with simulation(config, folder, tick_s=20.0) as sim:
-        sim.world.cloud.faults.add(PRESETS["quota"])
+        sim.world.cloud.faults.add(TPU_PRESETS["quota"])
         run = want(sim, slices=2)
         sim.run(3 * HOUR)
         assert (sim.everything(), sim.records()) == ([], 3)
@@ -137,11 +139,11 @@ def test_hours_of_refusals_leave_ray_a_short_memory(folder: Path) -> None:
 
 
 def test_a_missing_permission_is_told_and_what_waited_for_it_is_made(sim: Simulation) -> None:
-    sim.world.cloud.faults.add(PRESETS["permission"])
+    sim.world.cloud.faults.add(TPU_PRESETS["permission"])
     with pytest.raises(AssertionError):
         running(sim, want(sim))
     sim.world.cloud.faults.clear()
-    sim.world.cloud.faults.add(dataclasses.replace(PRESETS["permission"], method="Create*"))
+    sim.world.cloud.faults.add(dataclasses.replace(TPU_PRESETS["permission"], method="Create*"))
     sim.run(HOUR)
     assert any("permission denied" in line for line in read_refusals("mine")[1])
     assert sim.channel.calls["CreateQueuedResource"] < 20, "somebody has to do something first"
@@ -371,7 +373,7 @@ def test_slices_that_lived_long_are_no_churn(sim: Simulation) -> None:
 
 @pytest.mark.parametrize("key", ["setup_commands", "head_setup_commands", "worker_setup_commands"])
 def test_rays_own_reader_takes_our_file_and_dies_without_a_legacy_key(tmp_path: Path, key: str) -> None:
-    written = autoscaler_config(CONFIG, host_settings(CONFIG, "h:1", Path("/t")), "b")
+    written = autoscaler_config(CONFIG, host_settings(CONFIG, "h:1", SecretPlace(file="/t")), Bundle("b"), "0123456789ab")
     file = tmp_path / "autoscaler.yaml"
     file.write_text(yaml.safe_dump(written))
     read = FileConfigReader(str(file)).get_cached_autoscaling_config()

@@ -17,8 +17,10 @@ from cluster.emulator.profile import REALISTIC
 from cluster.errors import ConfigError
 from cluster.node_provider import SliceNodeProvider
 from cluster.ray_nodes import RayNodes
+from cluster.secret_place import SecretPlace
 from cluster.tpu.errors import DeadlineExceededError, PermissionDeniedError, TPUError, TransientError
 from cluster.tpu.lifecycle import Life
+from cluster.vm.bundle import Bundle
 from tests.inprocess import Channel, Failure, World, at_once, no_ray, world
 
 A, B = "us-central2-b", "us-east5-a"
@@ -149,7 +151,8 @@ def test_what_an_earlier_process_was_refused_does_not_end_a_new_start(emulated: 
 
 
 def node_provider(emulated: World, config: ClusterConfig, channel: Channel | None = None) -> SliceNodeProvider:
-    file = autoscaler_config(config, host_settings(config, "127.0.0.9:1", Path("/token")), "bundle-hash")
+    settings = host_settings(config, "127.0.0.9:1", SecretPlace(file="/token"))
+    file = autoscaler_config(config, settings, Bundle("bundle-hash"), "0123456789ab")
     slices = emulated.provider(config, channel, patience=0.0)
     return SliceNodeProvider(file["provider"], config.name, slices, clock=emulated.clock.now, submit=at_once, ray_nodes=RayNodes(no_ray))
 
@@ -278,6 +281,17 @@ def test_a_zone_that_falls_silent_between_two_pages_counts_as_silent_on_both(emu
         provider.list_slices()
     emulated.cloud.set_reachable(A, True)
     assert {item.name for item in provider.sweep()} == whole
+
+
+@pytest.mark.parametrize("seconds", [1, 3, 12, 15, 40, 60, 70, 75, 80])
+def test_what_changes_between_the_two_listings_is_not_taken_for_lost(emulated: World, seconds: int) -> None:
+    channel = emulated.channel()
+    provider = emulated.provider(CONFIG, channel)
+    provider.create_slice("mine-0")
+    emulated.clock.advance(5.0)
+    channel.after = lambda method, request: emulated.clock.advance(seconds if method.startswith("List") else 0)
+    for _ in range(3):
+        assert Life.LOST not in [item.life for item in provider.sweep()]
 
 
 # ---- a stop that meets resistance

@@ -16,11 +16,13 @@ from cluster.emulator.embedded import Embedded, embedded_emulator
 from cluster.node_names import slice_id
 from cluster.node_provider import SliceNodeProvider
 from cluster.ray_nodes import RayNodes
+from cluster.secret_place import SecretPlace
 from cluster.state import clusters_dir
 from cluster.tpu.api import TpuApi
 from cluster.tpu.errors import TPUError
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import read_refusals
+from cluster.vm.bundle import Bundle
 from cluster.vm.metadata import HOST_ATTRIBUTE
 from cluster.vm.settings import HostSettings
 from tests.inprocess import at_once, no_ray
@@ -44,8 +46,8 @@ def provider(emulator: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def make_provider(emulator: Embedded, slices: TPUProvider | None = None) -> SliceNodeProvider:
     config = dataclasses.replace(CONFIG, endpoint=emulator.endpoint)
-    settings = host_settings(config, "127.0.0.9:1", Path("/token"))
-    written = yaml.safe_load(yaml.safe_dump(autoscaler_config(config, settings, "bundle-hash")))
+    settings = host_settings(config, "127.0.0.9:1", SecretPlace(secret="token-of-mine", project="p"))
+    written = yaml.safe_load(yaml.safe_dump(autoscaler_config(config, settings, Bundle("bundle-hash"), "0123456789ab")))
     return SliceNodeProvider(written["provider"], config.name, slices, submit=at_once, ray_nodes=RayNodes(no_ray))
 
 
@@ -140,7 +142,7 @@ def test_nodes_carry_the_startup_script_and_name_the_token_without_holding_it(pr
     metadata = provider._types["v4-16"].metadata
     assert "bundle-hash" in metadata["startup-script"]
     settings = HostSettings.from_dict(json.loads(metadata[HOST_ATTRIBUTE]))
-    assert (settings.head_address, settings.token_file, settings.chips_per_host) == ("127.0.0.9:1", "/token", 4)
+    assert (settings.head_address, settings.token.secret, settings.chips_per_host) == ("127.0.0.9:1", "token-of-mine", 4)
 
 
 def test_spot_and_on_demand_slices_of_one_type_are_told_apart() -> None:
@@ -150,7 +152,7 @@ def test_spot_and_on_demand_slices_of_one_type_are_told_apart() -> None:
 
 
 def test_the_autoscalers_file_has_every_key_that_ray_dies_without() -> None:
-    config = autoscaler_config(CONFIG, host_settings(CONFIG, "h:1", Path("/t")), "b")
+    config = autoscaler_config(CONFIG, host_settings(CONFIG, "h:1", SecretPlace(file="/t")), Bundle("b"), "0123456789ab")
     legacy = {
         "cluster_name", "max_workers", "idle_timeout_minutes", "provider", "auth", "available_node_types", "head_node_type",
         "setup_commands", "head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",

@@ -1,7 +1,6 @@
 """Several types of slices in one cluster: their configuration, and which runs a running cluster can serve."""
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,6 +10,8 @@ from cluster.autoscaler import autoscaler_config, host_settings
 from cluster.clusters import Cluster, check_fits
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, ConfigError
+from cluster.secret_place import SecretPlace
+from cluster.vm.bundle import Bundle
 
 VALUES: dict[str, Any] = {
     "name": "mine",
@@ -66,7 +67,7 @@ def test_a_type_that_the_cluster_lacks_is_told_with_those_it_has() -> None:
 
 
 def test_the_autoscaler_knows_every_type_by_a_resource_of_its_own() -> None:
-    written = autoscaler_config(config(), host_settings(config(), "h:1", Path("/t")), "b")
+    written = autoscaler_config(config(), host_settings(config(), "h:1", SecretPlace(file="/t")), Bundle("b"), "0123456789ab")
     types = written["available_node_types"]
     assert written["max_workers"] == 7
     assert {name: (kind["min_workers"], kind["max_workers"]) for name, kind in types.items()} == {
