@@ -1,5 +1,6 @@
 """The file that Ray's autoscaler reads on the head: node types, limits, and what our node provider needs."""
 
+import dataclasses
 from typing import Any
 
 from cluster.config import ClusterConfig
@@ -14,8 +15,7 @@ NEVER_IDLE_MINUTES = 10_000_000
 
 def node_type(config: ClusterConfig) -> str:
     """Ray's name for the cluster's kind of slice, for example `v4-16` or `v6e-8-spot`."""
-    suffix = "" if config.provisioning == "on-demand" else f"-{config.provisioning}"
-    return f"{config.accelerator.name}{suffix}"
+    return config.kind
 
 
 def slice_resource(config: ClusterConfig) -> str:
@@ -37,19 +37,29 @@ def host_settings(config: ClusterConfig, head_address: str, token: SecretPlace) 
     )
 
 
+def settings_of_type(settings: HostSettings, config: ClusterConfig) -> HostSettings:
+    """What the hosts of one of the cluster's types are told, by what those of its own type are told."""
+    return dataclasses.replace(
+        settings,
+        node_type=node_type(config),
+        slice_resource=slice_resource(config),
+        chips_per_host=config.accelerator.chips_per_host,
+        spot=config.provisioning == "spot",
+    )
+
+
 def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bundle, owner: str) -> dict[str, Any]:
     """`bundle`: what hosts run. `owner`: who makes the slices, as `owner_id` tells.
 
     Every legacy key stands here although empty: autoscaler v2 dies without them and takes the head with it.
     """
-    kind = config.accelerator
-    most = config.effective_max_slices
+    most = sum(kind.effective_max_slices for kind in config.types)
     idle = config.idle_minutes if config.idle_minutes is not None else NEVER_IDLE_MINUTES
     return {
         "cluster_name": config.name,
         "max_workers": most,
         "idle_timeout_minutes": idle,
-        "upscaling_speed": 1.0,
+        "upscaling_speed": float(most),  # times what runs already: all that a run wants at once, since it cannot begin with less
         "provider": {
             "type": "external",
             "module": "cluster.node_provider.SliceNodeProvider",
@@ -64,18 +74,7 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bun
         "head_node_type": HEAD_TYPE,
         "available_node_types": {
             HEAD_TYPE: {"resources": {"CPU": 0}, "labels": {}, "node_config": {}, "min_workers": 0, "max_workers": 0},
-            node_type(config): {
-                "resources": {
-                    "CPU": kind.chips_per_host,
-                    "TPU": kind.chips_per_host,
-                    f"TPU-{kind.name}-head": 1,
-                    slice_resource(config): 1,
-                },
-                "labels": {"ray.io/tpu-worker-id": "0", "ray.io/tpu-pod-type": kind.name, "ray.io/tpu-topology": kind.topology},
-                "node_config": {},
-                "min_workers": config.min_slices,
-                "max_workers": most,
-            },
+            **{node_type(kind): _available_type(kind) for kind in config.types},
         },
         "setup_commands": [],
         "head_setup_commands": [],
@@ -88,4 +87,20 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bun
         "rsync_exclude": [],
         "rsync_filter": [],
         "docker": {},
+    }
+
+
+def _available_type(config: ClusterConfig) -> dict[str, Any]:
+    kind = config.accelerator
+    return {
+        "resources": {
+            "CPU": kind.chips_per_host,
+            "TPU": kind.chips_per_host,
+            f"TPU-{kind.name}-head": 1,
+            slice_resource(config): 1,
+        },
+        "labels": {"ray.io/tpu-worker-id": "0", "ray.io/tpu-pod-type": kind.name, "ray.io/tpu-topology": kind.topology},
+        "node_config": {},
+        "min_workers": config.min_slices,
+        "max_workers": config.effective_max_slices,
     }

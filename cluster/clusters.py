@@ -153,13 +153,18 @@ def running(config: ClusterConfig, connect: Connect = connect) -> Cluster | None
 
 def check_fits(cluster: Cluster, wanted: ClusterConfig) -> None:
     """Raises ClusterError when the running cluster cannot serve `wanted`."""
-    has, wants = node_type(cluster.config), node_type(wanted)
+    has = {node_type(kind): kind for kind in cluster.config.types}
     advice = f"choose another cluster.name, or end it with `tpu stop {cluster.name}`"
-    if has != wants:
-        raise ClusterError(f"cluster {cluster.name!r} is up with slices of {has}, this asks for {wants}; {advice}")
-    most = cluster.config.effective_max_slices
-    if wanted.slices > most:
-        raise ClusterError(f"cluster {cluster.name!r} is up with at most {most} slices, this asks for {wanted.slices}; {advice}")
+    for wants in wanted.types:
+        kind = has.get(node_type(wants))
+        if kind is None:
+            there = ", ".join(has)
+            raise ClusterError(f"cluster {cluster.name!r} is up with slices of {there}, this asks for {node_type(wants)}; {advice}")
+        most = kind.effective_max_slices
+        if wants.slices > most:
+            raise ClusterError(
+                f"cluster {cluster.name!r} is up with at most {most} slices of {node_type(kind)}, this asks for {wants.slices}; {advice}"
+            )
     has_stop, wants_stop = cluster.config.autostop, wanted.autostop
     if wants_stop is not None and (has_stop is None or parse_duration(has_stop) != parse_duration(wants_stop)):
         has_words = "without autostop" if has_stop is None else f"with autostop {has_stop}"

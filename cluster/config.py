@@ -276,6 +276,24 @@ class TPUConfig:
 
 
 @dataclass(frozen=True)
+class SliceType:
+    """One more type of slice in a cluster. What is not given is as the cluster has it; an accelerator brings its own runtime version."""
+
+    accelerator_type: str | None = None
+    generation: str | None = None
+    topology: str | None = None
+    runtime_version: str | None = None
+    provisioning: str | None = None
+    reservation: str | None = None
+    zones: list[str] = field(default_factory=list)
+    slices: int = 1
+    """How many slices a run of this type uses."""
+    min_slices: int = 0
+    max_slices: int | None = None
+    slice_usd_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
 class ClusterConfig(TPUConfig):
     """A Ray cluster of such slices, shared by the runs that name it."""
 
@@ -285,8 +303,21 @@ class ClusterConfig(TPUConfig):
     """Slices that are always there."""
     max_slices: int | None = None
     """Slices that may be there at once; None: as many as one run uses."""
+    node_types: dict[str, SliceType] = field(default_factory=dict)
+    """More types of slices beside the cluster's own, by the names that `run.slice_type` picks them with."""
     idle_minutes: float | None = None
     """An unused slice above min_slices is deleted after this; None: never."""
+    boot_grace: str = "10m"
+    """All hosts of a slice have to join within this after it became READY, else it is deleted and replaced; twice as long from 64 hosts on,
+    three times from 256.
+    """
+    host_grace: str = "2m"
+    """A slice of which a host is dead or hangs for so long is deleted and replaced."""
+    churn_window: str = "30m"
+    """A zone where slices live less than `churn_short` is asked less often, by the share of such slices within this time."""
+    churn_short: str = "15m"
+    churn_thresholds: list[float] = field(default_factory=lambda: [0.2, 0.5, 0.8])
+    """From which shares on creation is slowed down to a half, to a tenth, and stopped for `churn_window`."""
     head_lost_grace: str = "30m"
     """A slice that cannot reach the cluster's head for so long deletes itself."""
     slice_usd_per_hour: float | None = None
@@ -336,6 +367,52 @@ class ClusterConfig(TPUConfig):
         """Hosts of one run."""
         return self.slices * self.hosts_per_slice
 
+    def of_type(self, name: str | None) -> "ClusterConfig":
+        """The cluster as if the type of that name were its only one; None: its own type. Raises ConfigError."""
+        if name is None:
+            return dataclasses.replace(self, node_types={})
+        if name not in self.node_types:
+            known = did_you_mean(name, self.node_types) if self.node_types else "; the cluster has no node_types"
+            raise ConfigError(f"{self._where}node_types has no {name!r}{known}")
+        wanted = self.node_types[name]
+        values: dict[str, Any] = {key: getattr(wanted, key) for key in ("slices", "min_slices", "max_slices", "slice_usd_per_hour")}
+        if wanted.accelerator_type or wanted.generation or wanted.topology:
+            values |= {key: getattr(wanted, key) for key in ("accelerator_type", "generation", "topology")}
+            values["runtime_version"] = wanted.runtime_version
+        elif wanted.runtime_version is not None:
+            values["runtime_version"] = wanted.runtime_version
+        if wanted.provisioning is not None or wanted.reservation is not None:
+            values |= {"provisioning": wanted.provisioning or self.provisioning, "reservation": wanted.reservation}
+        if wanted.zones:
+            values["zones"] = wanted.zones
+        return dataclasses.replace(self, node_types={}, **values)
+
+    @property
+    def types(self) -> list["ClusterConfig"]:
+        """Every type of slice, the cluster's own first."""
+        return [self.of_type(name) for name in (None, *self.node_types)]
+
+    @property
+    def kind(self) -> str:
+        """The type of its own slices, for example `v4-16` or `v6e-8-spot`."""
+        return self.accelerator.name + ("" if self.provisioning == "on-demand" else f"-{self.provisioning}")
+
+    @property
+    def boot_grace_seconds(self) -> float:
+        return parse_duration(self.boot_grace)
+
+    @property
+    def host_grace_seconds(self) -> float:
+        return parse_duration(self.host_grace)
+
+    @property
+    def churn_window_seconds(self) -> float:
+        return parse_duration(self.churn_window)
+
+    @property
+    def churn_short_seconds(self) -> float:
+        return parse_duration(self.churn_short)
+
     @property
     def head_lost_grace_seconds(self) -> float:
         return parse_duration(self.head_lost_grace)
@@ -354,7 +431,9 @@ class ClusterConfig(TPUConfig):
 
     @property
     def effective_zones(self) -> list[str]:
-        return [EMULATED_ZONE] if self.cloud == "emulated" and not self.zones else super().effective_zones
+        """Of all types: where there may be slices. Raises ConfigError when none was given."""
+        own = [EMULATED_ZONE] if self.cloud == "emulated" and not self.zones else super().effective_zones
+        return list(dict.fromkeys([*own, *(zone for more in self.node_types.values() for zone in more.zones)]))
 
     @property
     def effective_head(self) -> str:
@@ -387,6 +466,8 @@ class ClusterConfig(TPUConfig):
             yield f"{at}min_slices {self.min_slices}: must be at least 0"
         if self.effective_max_slices < max(self.slices, self.min_slices):
             yield f"{at}max_slices {self.max_slices}: must be at least slices ({self.slices}) and min_slices ({self.min_slices})"
+        yield from self._wrong_graces(at)
+        yield from self._wrong_types(at)
         try:
             parse_duration(self.head_lost_grace)
         except ValueError as error:
@@ -420,3 +501,29 @@ class ClusterConfig(TPUConfig):
             return
         if seconds is not None and seconds < _SHORTEST_AUTOSTOP_S:
             yield f"{at}autostop {self.autostop!r}: at least {_SHORTEST_AUTOSTOP_S:.0f}s, a run is not submitted faster"
+
+    def _wrong_graces(self, at: str) -> Iterator[str]:
+        for name in ("boot_grace", "host_grace", "churn_window", "churn_short"):
+            try:
+                parse_duration(getattr(self, name))
+            except ValueError as error:
+                yield f"{at}{name} {error}"
+        shares = self.churn_thresholds
+        if len(shares) != 3 or sorted(shares) != shares or not all(0 < share <= 1 for share in shares):
+            yield f"{at}churn_thresholds {shares}: three shares above 0 and up to 1, in rising order"
+
+    def _wrong_types(self, at: str) -> Iterator[str]:
+        if not self.node_types:
+            return
+        kinds: dict[str, str] = {}
+        for name in (None, *self.node_types):
+            here = f"{at}node_types.{name}: "
+            try:
+                kind = self.of_type(name).kind
+            except ConfigError as error:
+                if name is not None:  # what is wrong with the cluster's own is told already
+                    yield from (here + line.removeprefix(at) for line in str(error).splitlines())
+                continue
+            if kind in kinds:
+                yield f"{here}it is {kind} like {kinds[kind]}, so that they cannot be told apart"
+            kinds.setdefault(kind, name if name is not None else "the cluster's own slices")

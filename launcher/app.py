@@ -70,7 +70,7 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     run, code = prepare_run(config)
     running = clusters.running(config.cluster)
     if running is not None:
-        clusters.check_fits(running, config.cluster)
+        clusters.check_fits(running, config.slices)
     for title, text in describe(config, run):
         console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True, markup=False)
     console.print()

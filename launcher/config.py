@@ -38,6 +38,8 @@ class RunConfig:
     """Null: `<variant>-<date>-<time>-<short hash>`."""
     root: str | None = None
     """The folder that holds run directories; null: `runs` for a cluster of this machine, else gs://$PODLAUNCH_BUCKET/runs."""
+    slice_type: str | None = None
+    """Which of cluster.node_types the run uses; null: the cluster's own type."""
     resume: bool = False
     """Go on with the run of this name from its newest good checkpoint."""
     code: str | None = None
@@ -237,7 +239,7 @@ class LaunchConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        self.training.check_devices(self.cluster.chips)
+        self.training.check_devices(self.slices.chips)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -250,6 +252,11 @@ class LaunchConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return to_plain(self)
+
+    @property
+    def slices(self) -> ClusterConfig:
+        """The cluster as the run sees it: with the type of slice that it uses. Raises ConfigError for a type that the cluster lacks."""
+        return self.cluster.of_type(self.run.slice_type)
 
     @property
     def training(self) -> TrainingConfig:

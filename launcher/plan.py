@@ -7,7 +7,7 @@ from launcher.runs import RunDirectory
 
 def describe(config: LaunchConfig, run: RunDirectory) -> list[tuple[str, str]]:
     """(title, text) lines of the plan."""
-    cluster, trainer, kind = config.cluster, config.trainer, config.cluster.accelerator
+    cluster, trainer, kind = config.slices, config.trainer, config.slices.accelerator
     mesh = config.training.check_devices(cluster.chips)
     others = ", ".join(name for name in VARIANTS if name != config.model.variant)
     return [

@@ -32,6 +32,16 @@ Hook = Callable[[str, Any], None]
 """Called with a method's name and its raw request; what it raises comes out of the transport."""
 
 
+def at_once(function: Callable[..., object], *arguments: object) -> None:
+    """An executor's `submit` that does it on the caller's thread."""
+    function(*arguments)
+
+
+def no_ray() -> Any:
+    """In place of what makes Ray's client: where no head is, nothing is known of hosts, and no slice is judged by them."""
+    raise RuntimeError("there is no Ray here")
+
+
 class VirtualClock(ManualClock):
     """A clock on which to sleep is to move it on."""
 

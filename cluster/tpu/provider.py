@@ -103,6 +103,19 @@ class TPUProvider:
         api = TpuApi(config.endpoint, config.effective_project, patience=patience)
         return cls(config, api, owner=owner_id() if owner is None else owner)
 
+    def sibling(self, config: TPUConfig) -> "TPUProvider":
+        """For another kind of slices of the same cluster: over the same connection, within the same rate, told of the same refusals."""
+        return TPUProvider(
+            config,
+            self.api,
+            clock=self._clock,
+            sleep=self._sleep,
+            policy=self.policy,
+            bucket=self._bucket,
+            owner=self._owner,
+            at_once=self._at_once,
+        )
+
     def create_slice(
         self, slice_id: str, *, labels: Mapping[str, str] | None = None, metadata: Mapping[str, str] | None = None, zone: str | None = None
     ) -> CreatedSlice:
@@ -172,15 +185,19 @@ class TPUProvider:
         hidden = self._sight.hidden
         return {name for zone, name in self._creations.under_way() if zone in hidden}
 
-    def sweep(self) -> list[ClusterSlice]:
+    def sweep(self, view: View | None = None) -> list[ClusterSlice]:
         """All slices, and what follows from it: late refusals are learned; deleted is what is left of lost slices, of slices with the same
-        name in several zones all but one, and what waits too long in a zone while another is open.
+        name in several zones all but one, and what waits too long in a zone while another is open. `view`: what a look has found that was
+        taken for several kinds of slices at once, of which these are one.
 
         A zone that does not answer keeps the slices it was last seen with. Raises TPUError when the listing fails, or lacks a zone that was
         never seen; a deletion that fails is logged and comes again.
         """
         asked = self._creations.under_way()  # before the listing, which may lack what is asked for meanwhile
-        view = self._sight.look()
+        if view is None:
+            view = self._sight.look()
+        else:
+            self._sight.see(view)
         unseen = self._sight.remembered(view.hidden)
         slices = self._stopwatch.judge(view.slices, view.hidden)
         failed = self._creations.learn({key: made for key, made in asked.items() if key[0] not in view.hidden}, slices)

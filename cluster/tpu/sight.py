@@ -5,7 +5,7 @@ keeps the slices it was last seen with; one that never was seen makes the listin
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster.tpu.api import ALL_ZONES, TpuApi
@@ -21,6 +21,10 @@ class View:
     """In the zones that answered: all of the cluster's."""
     hidden: frozenset[str]
     """The cluster's zones that did not answer."""
+
+    def part(self, wanted: Callable[[ClusterSlice], bool], zones: Sequence[str]) -> "View":
+        """Of `zones` and of the slices in them what is wanted."""
+        return View([item for item in self.slices if item.zone in zones and wanted(item)], self.hidden & frozenset(zones))
 
     def complete(self) -> list[ClusterSlice]:
         """Raises TransientError when a zone is hidden."""
@@ -59,6 +63,11 @@ class Sight:
         with self._lock:
             self._hidden = hidden
         return View(ours, hidden)
+
+    def see(self, view: View) -> None:
+        """Somebody else has looked, at more zones than these."""
+        with self._lock:
+            self._hidden = view.hidden & frozenset(self._zones)
 
     def remembered(self, hidden: Iterable[str]) -> list[ClusterSlice]:
         """What zones that do not answer held when they last did. Raises TransientError for one that was never seen."""

@@ -51,6 +51,10 @@ _RULES: tuple[tuple[type[TPUError], _Rule], ...] = (
 )
 
 
+_HELD = _Rule("slices die young", None)
+"""Told by whoever watches what becomes of slices, with a pause of its own."""
+
+
 @dataclass(frozen=True)
 class _Block:
     rule: _Rule
@@ -69,6 +73,7 @@ class ZonePolicy:
         self._lock = threading.Lock()
         self._blocks: dict[tuple[str, str], _Block] = {}
         self._waited: dict[tuple[str, str], float] = {}
+        self._held: dict[tuple[str, str], _Block] = {}
 
     def refused(self, kind: str, zone: str, error: TPUError) -> None:
         """`zone` has refused a slice of `kind`, at once or later."""
@@ -97,6 +102,14 @@ class ZonePolicy:
         """Nothing came in the queue of `zone` for as long as we wait there while others are open. That is no refusal: it is asked last."""
         with self._lock:
             self._waited[kind, zone] = self._clock()
+
+    def hold(self, kind: str, zone: str, seconds: float, error: TPUError) -> None:
+        """Ask `zone` for nothing for so long, whatever it serves meanwhile; `error` says why. A hold is never shortened."""
+        with self._lock:
+            until = self._clock() + seconds
+            before = self._held.get((kind, zone))
+            if before is None or before.until is None or before.until < until:
+                self._held[kind, zone] = _Block(_HELD, error, until, 1)
 
     def open(self, kind: str, zones: Sequence[str]) -> list[str]:
         """Those of `zones` that may be asked now, in their order, those that we have `waited` for in vain behind the others."""
@@ -127,9 +140,10 @@ class ZonePolicy:
         with self._lock:
             now = self._clock()
             places = dict.fromkeys(place for zone in zones for place in (zone, _region(zone)))
-            held = [(place, block) for place in places if (block := self._blocks.get((kind, place))) and _holds(block, now)]
+            blocks = [(place, block) for place in places for block in self._at(kind, place)]
+            held = [(place, block) for place, block in blocks if _holds(block, now)]
             since = {zone: self._waited_at(kind, zone, now) for zone in zones}
-        lines = [f"{block.rule.word} in {place}, {_next_try(block, now)}" for place, block in held]
+        lines = [f"{_word(block)} in {place}, {_next_try(block, now)}" for place, block in held]
         waited = [(zone, at + WAITED_S - now) for zone, at in since.items() if at is not None]
         return [*lines, *(f"waited in vain in {zone}, asked after the other zones for {short_duration(left)}" for zone, left in waited)]
 
@@ -139,7 +153,11 @@ class ZonePolicy:
 
     def _of(self, kind: str, zone: str) -> Iterator[_Block]:
         for place in (zone, _region(zone)):
-            if (block := self._blocks.get((kind, place))) is not None:
+            yield from self._at(kind, place)
+
+    def _at(self, kind: str, place: str) -> Iterator[_Block]:
+        for blocks in (self._blocks, self._held):
+            if (block := blocks.get((kind, place))) is not None:
                 yield block
 
     def _until(self, rule: _Rule, now: float, refusals: int) -> float | None:
@@ -199,6 +217,10 @@ def _region(zone: str) -> str:
 
 def _holds(block: _Block, now: float) -> bool:
     return block.until is None or now < block.until
+
+
+def _word(block: _Block) -> str:
+    return f"{block.rule.word} ({block.error.words})" if block.rule is _HELD else block.rule.word
 
 
 def _tells_against(block: _Block, now: float) -> bool:

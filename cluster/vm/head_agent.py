@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 RECONCILE_LIMIT_S = 24 * 3600
 """Ray gives up a slice after 10 or 60 minutes of waiting; a queued resource may wait for hours and must not lose its place to that."""
 
+UNWANTED_LIMIT_S = 600
+"""A run that recovers asks again within seconds, and must find its place in the queue."""
+
 
 @dataclass(frozen=True)
 class HeadSettings:
@@ -110,6 +113,10 @@ def head_environment(settings: HeadSettings) -> dict[str, str]:
         "AUTOSCALER_METRIC_PORT": str(settings.metrics_port),
         "RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S": str(RECONCILE_LIMIT_S),
         "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(RECONCILE_LIMIT_S),
+        # A slice that still waits for capacity and that no run wants any more would be filled one day and billed for nobody.
+        "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": str(UNWANTED_LIMIT_S),
+        # Ray would ask for few slices at a time; our node provider keeps below the service's rate by itself.
+        "AUTOSCALER_MAX_CONCURRENT_LAUNCHES": "1000",
         # Jobs start their supervisor with the interpreter of the head, whatever PATH says.
         "PODLAUNCH_PYTHON": sys.executable,
     }

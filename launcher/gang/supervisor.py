@@ -263,17 +263,17 @@ def main() -> None:
     config = directory.config()
     status = directory.status()
     assert status is not None, f"{directory.path} has no status.json"
-    record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.cluster.usd_per_hour)
+    record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)
     record.enter(RunState.STARTING, "connecting to Ray")
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
-    gang = Gang(directory, config.cluster, slice_resource(config.cluster), arguments.secrets)
+    gang = Gang(directory, config.slices, slice_resource(config.slices), arguments.secrets)
     supervisor = Supervisor(
         directory,
         gang,
         record,
         config.run.max_restarts,
         taken=functools.partial(taken_slice, config.cluster.name),
-        hosts_limit=provisioning_limit(config.cluster.hosts),
+        hosts_limit=provisioning_limit(config.slices.hosts),
     )
     signal.signal(signal.SIGTERM, supervisor.interrupt)
     try:

@@ -11,18 +11,19 @@ from typing import Any
 
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
-from cluster.autoscaler import autoscaler_config, host_settings
+from cluster.autoscaler import autoscaler_config, host_settings, node_type
 from cluster.config import ClusterConfig
 from cluster.emulator.faults import TPU_PRESETS, Effect, Fault
 from cluster.emulator.model import Refusal
 from cluster.emulator.profile import Profile
 from cluster.node_names import slice_id
 from cluster.node_provider import PATIENCE_S, SliceNodeProvider
+from cluster.ray_nodes import RayNodes
 from cluster.secret_place import SecretPlace
 from cluster.tpu.errors import TPUError
 from cluster.tpu.provider import TPUProvider
 from cluster.vm.bundle import Bundle
-from tests.inprocess import Channel, World, world
+from tests.inprocess import Channel, World, at_once, no_ray, world
 
 ZONES = ("us-central2-b", "us-east5-a", "europe-west4-a")
 KIND = "v4-16"
@@ -218,8 +219,8 @@ class Player:
             self.world.clock.advance(15.0)
         listed = provider.non_terminated_nodes(WORKER)
         if len(listed) != count or not all(provider.is_running(name) for name in listed):
-            self.problems.append(f"Ray has {[(name, provider._known[name].state) for name in listed]}, {count} are wanted")
-        self._check({(provider._known[name].zone, name) for name in listed}, set(listed))
+            self.problems.append(f"Ray has {[(name, provider._shown[name]) for name in listed]}, {count} are wanted")
+        self._check({(provider._standing[name].zone, name) for name in listed}, set(listed))
 
     def _check(self, owned: set[tuple[str, str]], names: set[str]) -> None:
         nodes, queued = self.world.nodes(), self.world.queued()
@@ -268,7 +269,7 @@ class Player:
         if missing > 0:
             self.requests += 1
             request = f"request-{self.requests}"
-            tags = {TAG_RAY_USER_NODE_TYPE: KIND, TAG_RAY_NODE_KIND: "worker", TAG_RAY_LAUNCH_REQUEST: request}
+            tags = {TAG_RAY_USER_NODE_TYPE: node_type(self.scenario.config), TAG_RAY_NODE_KIND: "worker", TAG_RAY_LAUNCH_REQUEST: request}
             try:
                 provider.create_node({}, tags, missing)
             except TPUError:
@@ -367,7 +368,8 @@ class Player:
         config = self.scenario.config
         settings = host_settings(config, "127.0.0.9:1", SecretPlace(file="/token"))
         file = autoscaler_config(config, settings, Bundle("bundle-hash"), "0123456789ab")
-        return SliceNodeProvider(file["provider"], config.name, self._provider(channel, PATIENCE_S))
+        slices, nodes = self._provider(channel, PATIENCE_S), RayNodes(no_ray)
+        return SliceNodeProvider(file["provider"], config.name, slices, clock=self.world.clock.now, submit=at_once, ray_nodes=nodes)
 
 
 def ended_channel(emulated: World, *ends: End) -> Channel:

@@ -16,11 +16,12 @@ from cluster.emulator.faults import PRESETS, Effect, Fault
 from cluster.emulator.profile import REALISTIC
 from cluster.errors import ConfigError
 from cluster.node_provider import SliceNodeProvider
+from cluster.ray_nodes import RayNodes
 from cluster.secret_place import SecretPlace
 from cluster.tpu.errors import DeadlineExceededError, PermissionDeniedError, TPUError, TransientError
 from cluster.tpu.lifecycle import Life
 from cluster.vm.bundle import Bundle
-from tests.inprocess import Channel, Failure, World, world
+from tests.inprocess import Channel, Failure, World, at_once, no_ray, world
 
 A, B = "us-central2-b", "us-east5-a"
 CONFIG = ClusterConfig(
@@ -152,7 +153,8 @@ def test_what_an_earlier_process_was_refused_does_not_end_a_new_start(emulated: 
 def node_provider(emulated: World, config: ClusterConfig, channel: Channel | None = None) -> SliceNodeProvider:
     settings = host_settings(config, "127.0.0.9:1", SecretPlace(file="/token"))
     file = autoscaler_config(config, settings, Bundle("bundle-hash"), "0123456789ab")
-    return SliceNodeProvider(file["provider"], config.name, emulated.provider(config, channel, patience=0.0))
+    slices = emulated.provider(config, channel, patience=0.0)
+    return SliceNodeProvider(file["provider"], config.name, slices, clock=emulated.clock.now, submit=at_once, ray_nodes=RayNodes(no_ray))
 
 
 def ask(provider: SliceNodeProvider, request: str, count: int = 1) -> None:
@@ -171,7 +173,7 @@ def test_a_silent_zone_keeps_the_slices_it_was_last_seen_with(emulated: World, c
     ask(provider, "in-b")
     emulated.clock.advance(2 * MINUTE)
     before = provider.non_terminated_nodes(WORKER)
-    assert {provider._known[name].zone for name in before} == {A, B}
+    assert {provider._standing[name].zone for name in before} == {A, B}
     emulated.cloud.set_reachable(B, False)
     for _ in range(20):  # longer than any limit: what is not seen is not given up either
         emulated.clock.advance(10 * MINUTE)

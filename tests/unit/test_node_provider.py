@@ -15,17 +15,20 @@ from cluster.config import ClusterConfig
 from cluster.emulator.embedded import Embedded, embedded_emulator
 from cluster.node_names import slice_id
 from cluster.node_provider import SliceNodeProvider
+from cluster.ray_nodes import RayNodes
 from cluster.secret_place import SecretPlace
 from cluster.state import clusters_dir
 from cluster.tpu.api import TpuApi
-from cluster.tpu.errors import StockoutError, TPUError
+from cluster.tpu.errors import TPUError
 from cluster.tpu.losses import read_losses
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import read_refusals
 from cluster.vm.bundle import Bundle
 from cluster.vm.metadata import HOST_ATTRIBUTE
 from cluster.vm.settings import HostSettings
+from tests.inprocess import at_once, no_ray
 
+ZONE = "us-central2-b"
 CONFIG = ClusterConfig(name="mine", cloud="emulated", accelerator_type="v4-16", max_slices=4)
 TAGS = {TAG_RAY_USER_NODE_TYPE: "v4-16", TAG_RAY_NODE_KIND: "worker", TAG_RAY_LAUNCH_REQUEST: "request-1"}
 
@@ -46,7 +49,7 @@ def make_provider(emulator: Embedded, slices: TPUProvider | None = None) -> Slic
     config = dataclasses.replace(CONFIG, endpoint=emulator.endpoint)
     settings = host_settings(config, "127.0.0.9:1", SecretPlace(secret="token-of-mine", project="p"))
     written = yaml.safe_load(yaml.safe_dump(autoscaler_config(config, settings, Bundle("bundle-hash"), "0123456789ab")))
-    return SliceNodeProvider(written["provider"], config.name, slices)
+    return SliceNodeProvider(written["provider"], config.name, slices, submit=at_once, ray_nodes=RayNodes(no_ray))
 
 
 def test_one_autoscaler_instance_is_one_slice_of_several_hosts(provider: SliceNodeProvider) -> None:
@@ -71,15 +74,18 @@ def test_a_request_that_ray_splits_into_batches_gets_all_of_its_slices(provider:
     assert all(provider.node_tags(node)[TAG_RAY_LAUNCH_REQUEST] == "request-1" for node in workers)
 
 
-def test_a_refusal_that_comes_late_is_told_by_the_next_creation(provider: SliceNodeProvider, emulator: Embedded) -> None:
+def test_a_refusal_that_comes_late_is_told_and_the_order_stands(provider: SliceNodeProvider, emulator: Embedded) -> None:
     provider._slices.config = dataclasses.replace(provider._slices.config, queued_resource=False)
     (clusters_dir() / "mine").mkdir()
     emulator.cloud.set_capacity("us-central2-b", "v4-16", 0)
     provider.create_node({}, TAGS, 1)  # accepted; that there is no capacity is the operation's end
-    wait_until(lambda: provider._slices.policy.open("v4-16", ["us-central2-b"]) == [] or provider.non_terminated_nodes({}) == [])
-    with pytest.raises(StockoutError, match="stockout in us-central2-b, next try in"):
-        provider.create_node({}, {**TAGS, TAG_RAY_LAUNCH_REQUEST: "request-2"}, 1)
-    assert read_refusals("mine")[1][0].startswith("stockout in us-central2-b")
+    name = slice_id("mine", "request-1", 0)
+    wait_until(lambda: provider.non_terminated_nodes({}) == ["mine-head", name] and provider._slices.policy.open("v4-16", [ZONE]) == [])
+    wait_until(lambda: bool(read_refusals("mine")[1]) or provider.non_terminated_nodes({}) == [])
+    assert read_refusals("mine")[1][0].startswith("stockout in us-central2-b, next try in")
+    assert not provider.is_running(name)
+    assert provider.node_tags(name)[TAG_RAY_USER_NODE_TYPE] == "v4-16"
+    provider.terminate_node(name)
     wait_until(lambda: provider.non_terminated_nodes({}) == ["mine-head"])
     assert emulator.cloud.list_nodes("projects/podlaunch-emulated/locations/-")[0] == [], "what was left of it is deleted"
 
@@ -139,7 +145,7 @@ def test_a_listing_that_fails_raises_instead_of_being_short(emulator: Embedded, 
 
 
 def test_nodes_carry_the_startup_script_and_name_the_token_without_holding_it(provider: SliceNodeProvider, emulator: Embedded) -> None:
-    metadata = provider._metadata
+    metadata = provider._types["v4-16"].metadata
     assert "bundle-hash" in metadata["startup-script"]
     settings = HostSettings.from_dict(json.loads(metadata[HOST_ATTRIBUTE]))
     assert (settings.head_address, settings.token.secret, settings.chips_per_host) == ("127.0.0.9:1", "token-of-mine", 4)
