@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cluster.errors import ConfigError
 from launcher.config import LaunchConfig, TrainingConfig
 from launcher.training.checkpoint import CheckpointError
 from launcher.training.job import TrainingJob, TrainingResult
@@ -150,8 +151,10 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(finished: Path, tmp_pa
 
     run = copy(finished, tmp_path)
     monkeypatch.setitem(VARIANTS, "gemma3-nano", dataclasses.replace(VARIANTS["gemma3-nano"], d_ff=384))
-    with pytest.raises(CheckpointError, match=r"checkpoints/8 does not fit this model"):
+    with pytest.raises(ConfigError, match=r"checkpoint 8 was made with other settings: model.d_ff from \d+ to 384;"):
         train(run, attempt=1)
+    with pytest.raises(CheckpointError, match=r"checkpoints/8 does not fit this model"):
+        train(run, attempt=1, allow=["model"])
 
 
 def test_a_torn_last_line_of_metrics_does_not_swallow_the_next(finished: Path, tmp_path: Path) -> None:
