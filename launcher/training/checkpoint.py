@@ -12,6 +12,8 @@ by gcsfs for half a minute. What fails after that, or fails for good as on a ful
 the last good checkpoint in place, instead of computing on without any.
 """
 
+import errno
+import os
 import re
 import time
 from collections.abc import Callable, Collection
@@ -36,6 +38,8 @@ from launcher.training.storage import is_damage, open_storage
 FOLDER = "checkpoints"
 SAVE_LIMIT_S = 1800
 """How long one save may take in the background before it counts as failed."""
+CAUSE_LIMIT = 300
+"""Characters of an error that is passed on: TensorStore's hold whole specifications."""
 _STEP = re.compile(r"\d+")
 _NOTHING, _ALL_BAD = -1, -2
 _UNREADABLE = "unreadable: "
@@ -70,6 +74,8 @@ class Checkpoints:
             ocp.StandardCheckpointHandler(),
             async_options=ocp.options.AsyncOptions(timeout_secs=save_limit_s, post_finalization_callback=self._seal),
             checkpoint_metadata_store=_NoStepMetadata(),
+            # Nothing exists at the step that is saved: `restore` has looked. Asking again would hold training up for a round trip.
+            file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
         )
         self._finisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._saving: tuple[int, Future[SaveCost]] | None = None
@@ -171,7 +177,7 @@ class Checkpoints:
 
     def _failed(self, step: int, error: BaseException) -> CheckpointError:
         good = "there is none yet" if self._newest is None else f"the last good one is {self._newest}"
-        cause = " ".join(str(error).split()) or type(error).__name__
+        cause = "No space left on device" if _is_full(error) else " ".join(str(error).split())[:CAUSE_LIMIT] or type(error).__name__
         return CheckpointError(
             f"checkpoint {step} could not be written to {self._storage.url} ({good}): {cause}; "
             "free space or repair the storage, then go on with run.resume=true"
@@ -238,6 +244,11 @@ class Checkpoints:
 
     def _path(self, step: int) -> epath.Path:
         return epath.Path(self._storage.url) / str(step)
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the disk is full; TensorStore calls that RESOURCE_EXHAUSTED, which elsewhere means that memory is."""
+    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
 
 
 class _NoStepMetadata(ocp.metadata.MetadataStore):  # type: ignore[misc]  # Orbax publishes no types

@@ -95,7 +95,7 @@ class Loop:
         return loss
 
     def _check(self, up_to: int) -> None:
-        """Raises NonFinite for the first step that has no finite loss or gradient; waits for the steps up to this one.
+        """Raises NonFinite for the first step that has no finite loss or gradient, on all processes alike; waits for these steps.
 
         Every save is preceded by the check of all its steps: no checkpoint holds what such a step left.
         """
@@ -104,6 +104,7 @@ class Loop:
             for name in ("loss", "grad_norm"):
                 value = float(getattr(metrics, name))
                 if not math.isfinite(value):
+                    self.ready.checkpoints.wait()  # of an earlier step, and as good as any
                     raise NonFinite(self._describe(step, name, value))
 
     def _describe(self, step: int, name: str, value: float) -> str:

@@ -145,6 +145,8 @@ class ObjectStorage:
     lists_checksums = True
 
     def __init__(self, url: str) -> None:
+        # Its client for zonal buckets asks a control API about every bucket first, for a minute where that does not answer.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
             import fsspec
             from aiohttp import ClientError
