@@ -235,8 +235,9 @@ class Checkpoints:
         self._reporter.emit("checkpoint_set_aside", step=step, reason=reason)
 
     def _unreadable(self, error: BaseException | str) -> CheckpointError:
+        cause = " ".join(str(error).split()) or type(error).__name__
         return CheckpointError(
-            f"the checkpoints in {self._storage.url} cannot be read: {error}; nothing was changed, try again when they can"
+            f"the checkpoints in {self._storage.url} cannot be read: {cause}; nothing was changed, try again when they can"
         )
 
     def _steps(self) -> list[int]:
