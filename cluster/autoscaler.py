@@ -1,10 +1,11 @@
 """The file that Ray's autoscaler reads on the head: node types, limits, and what our node provider needs."""
 
-from pathlib import Path
 from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.schema import to_plain
+from cluster.secret_place import SecretPlace
+from cluster.vm.bundle import Bundle
 from cluster.vm.settings import HostSettings
 
 HEAD_TYPE = "head"
@@ -22,19 +23,22 @@ def slice_resource(config: ClusterConfig) -> str:
     return f"podlaunch-slice-{node_type(config)}"
 
 
-def host_settings(config: ClusterConfig, head_address: str, token_file: Path) -> HostSettings:
+def host_settings(config: ClusterConfig, head_address: str, token: SecretPlace) -> HostSettings:
     return HostSettings(
         cluster=config.name,
         head_address=head_address,
-        token_file=str(token_file),
+        token=token,
         node_type=node_type(config),
         slice_resource=slice_resource(config),
         chips_per_host=config.accelerator.chips_per_host,
     )
 
 
-def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str) -> dict[str, Any]:
-    """Every legacy key stands here although empty: autoscaler v2 dies without them and takes the head with it."""
+def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bundle, owner: str) -> dict[str, Any]:
+    """`bundle`: what hosts run. `owner`: who makes the slices, as `owner_id` tells.
+
+    Every legacy key stands here although empty: autoscaler v2 dies without them and takes the head with it.
+    """
     kind = config.accelerator
     most = config.effective_max_slices
     idle = config.idle_minutes if config.idle_minutes is not None else NEVER_IDLE_MINUTES
@@ -50,7 +54,8 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str
             "disable_launch_config_check": True,
             "cluster": to_plain(config),
             "host_settings": settings.to_json(),
-            "bundle": bundle,
+            "bundle": bundle.to_dict(),
+            "owner": owner,
         },
         "auth": {},
         "head_node_type": HEAD_TYPE,

@@ -1,46 +1,40 @@
-"""The clusters of this user: brought up, found by name, ended whole. The head runs on this machine.
+"""The clusters of this user: brought up, found by name, ended whole.
 
-A cluster is found by its record `<state>/clusters/<name>/cluster.json`; its slices are created by the node provider on the head alone.
+A cluster is found by its record `<state>/clusters/<name>/cluster.json`, written before anything of it is created, or, when another machine
+made it, by the labels of its head VM. Its slices are created by the node provider on the head alone.
 """
 
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import logging
 import os
-import secrets
 import shutil
-import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cluster import local
-from cluster.autoscaler import autoscaler_config, host_settings, node_type
+from cluster import bare, local
+from cluster.autoscaler import node_type
 from cluster.config import ClusterConfig
-from cluster.errors import ClusterError
-from cluster.node_names import head_instance_id
-from cluster.processes import ProcessRecord, end, spawn
-from cluster.ray_env import ray_environment
+from cluster.durations import parse_duration
+from cluster.errors import ClusterError, ConfigError
+from cluster.heads import Head, Progress
 from cluster.ray_http import RayHttp
-from cluster.state import cluster_dir, clusters_dir, logs_dir, read_json, short_dir, write_atomic
+from cluster.services import Connect, Where, connect
+from cluster.state import cluster_dir, clusters_dir, read_json, write_atomic
+from cluster.token import delete_secrets, fetch_token, make_token, share_token
 from cluster.tpu.provider import TPUProvider
-from cluster.vm.bundle import bundle_hash
-from cluster.vm.head_agent import HeadSettings
+from cluster.tpu.slices import OWNER_LABEL
+from cluster.tunnel import TunnelError
+from cluster.vm.bundle import Bundle, bundle_hash, ensure_bundle
 
 logger = logging.getLogger(__name__)
 
-HEAD_START_LIMIT_S = 120.0
-"""A head needs 6 to 12 s on two idle cores; a busy machine may need several times that."""
-
-Progress = Callable[[str], None]
+AUTOSTOPPED = "stopped by autostop"
 
 
 @dataclass(frozen=True)
@@ -48,52 +42,113 @@ class Cluster:
     """A cluster that was brought up: what a client needs to use it."""
 
     config: ClusterConfig
-    head: HeadSettings
-    process: ProcessRecord
-    bundle: str
+    head: Head
+    bundle: Bundle
     created: float
+    """Seconds since the epoch."""
+    ended: str | None = None
+    """Why nothing of it is there any more; None as long as something may be."""
+    connect: Connect = field(default=connect, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         return self.config.name
 
     @property
+    def folder(self) -> Path:
+        return cluster_dir(self.name)
+
+    @property
     def token_file(self) -> Path:
-        return Path(self.head.token_file)
+        return self.folder / "token"
 
     @property
     def http(self) -> RayHttp:
-        return RayHttp(self.head.dashboard_url, self.token_file)
+        """Raises PodlaunchError when there is no way to the head."""
+        return RayHttp(self.head.url, self.token_file)
 
     def provider(self) -> TPUProvider:
         return TPUProvider.connect(self.config)
 
     def alive(self) -> bool:
-        return self.process.alive()
+        """Raises PodlaunchError when nobody can tell."""
+        return self.ended is None and self.head.alive()
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Cluster":
-        return cls(
-            config=ClusterConfig.from_dict(values["config"]),
-            head=HeadSettings(**values["head"]),
-            process=ProcessRecord.from_dict(values["process"]),
-            bundle=values["bundle"],
-            created=values["created"],
-        )
+        plain = {
+            "config": self.config.to_dict(),
+            "head": self.head.to_dict(),
+            "bundle": self.bundle.to_dict(),
+            "created": self.created,
+        }
+        return plain if self.ended is None else {**plain, "ended": self.ended}
 
 
-def find(name: str) -> Cluster | None:
-    """The cluster of that name, alive or not, or None when there is none."""
+@dataclass(frozen=True)
+class Outside:
+    """What bringing a cluster up asks of the world outside."""
+
+    connect: Connect = connect
+    make_bundle: Callable[[ClusterConfig, Progress], Bundle] = field(default_factory=lambda: _make_bundle)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def find(name: str, connect: Connect = connect) -> Cluster | None:
+    """The cluster of that name that this machine knows, alive or not, or None when it knows none."""
     record = read_json(clusters_dir() / name / "cluster.json")
-    return None if record is None else Cluster.from_dict(record)
+    if record is None:
+        return None
+    config = ClusterConfig.from_dict(record["config"])
+    bundle = Bundle.from_dict(record["bundle"])
+    head = _head_from(config, bundle, record["head"], connect)
+    return Cluster(config, head, bundle, record["created"], record.get("ended"), connect)
 
 
 def list_clusters() -> list[Cluster]:
     names = sorted(path.parent.name for path in clusters_dir().glob("*/cluster.json"))
     return [cluster for name in names if (cluster := find(name)) is not None]
+
+
+def list_unended() -> list[Cluster]:
+    """Those of which something may be there."""
+    return [cluster for cluster in list_clusters() if cluster.ended is None]
+
+
+def find_in_project(name: str, at: Where, connect: Connect = connect) -> Cluster | None:
+    """A cluster that another machine made, found by its head VM in the project that `at` leads to. Nothing of it is kept here.
+
+    Raises PodlaunchError.
+    """
+    return next((cluster for cluster in list_in_project(at, connect) if cluster.name == name), None)
+
+
+def list_in_project(at: Where, connect: Connect = connect) -> list[Cluster]:
+    """All clusters whose heads are VMs of the project that `at` leads to, whoever made them. Raises PodlaunchError."""
+    from cluster.head import VmHead, find_heads, read_settings
+
+    clusters = []
+    for vm in find_heads(connect(at)):
+        settings = read_settings(vm)
+        head = VmHead(settings.config, settings.bundle, clusters_dir() / settings.config.name, vm.zone, connect)
+        clusters.append(Cluster(settings.config, head, settings.bundle, vm.created, None, connect))
+    return clusters
+
+
+def adopt(cluster: Cluster) -> None:
+    """Keep here what is needed to use a cluster that another machine made. Raises PodlaunchError when its token may not be read."""
+    fetch_token(cluster.token_file, cluster.connect(cluster.config).secrets, cluster.name)
+    _remember(cluster)
+
+
+def running(config: ClusterConfig, connect: Connect = connect) -> Cluster | None:
+    """The cluster of that name when it is up; asks the cloud, and wakes an emulated one up. Raises PodlaunchError."""
+    cluster = find(config.name, connect)
+    if cluster is None or cluster.ended is not None:
+        return None
+    if cluster.head.kind == "vm":
+        _revive_cloud(cluster)
+    return cluster if cluster.alive() else None
 
 
 def check_fits(cluster: Cluster, wanted: ClusterConfig) -> None:
@@ -105,123 +160,192 @@ def check_fits(cluster: Cluster, wanted: ClusterConfig) -> None:
     most = cluster.config.effective_max_slices
     if wanted.slices > most:
         raise ClusterError(f"cluster {cluster.name!r} is up with at most {most} slices, this asks for {wanted.slices}; {advice}")
+    has_stop, wants_stop = cluster.config.autostop, wanted.autostop
+    if wants_stop is not None and (has_stop is None or parse_duration(has_stop) != parse_duration(wants_stop)):
+        has_words = "without autostop" if has_stop is None else f"with autostop {has_stop}"
+        raise ClusterError(f"cluster {cluster.name!r} is up {has_words}, this asks for {wants_stop}; {advice}")
 
 
-def up(config: ClusterConfig, progress: Progress) -> Cluster:
+def up(
+    config: ClusterConfig,
+    progress: Progress,
+    *,
+    outside: Outside | None = None,
+) -> Cluster:
     """The cluster of `config`, brought up when it is not. Two callers at once get the same one.
 
     Raises ClusterError when it cannot be brought up, or is up and cannot serve `config`.
     """
+    outside = outside or Outside()
     with _exclusive(config.name):
-        cluster = find(config.name)
-        if cluster is not None and cluster.alive():
-            check_fits(cluster, config)
-            _revive_cloud(cluster)
-            _wait_until_ready(cluster)
-            return cluster
-        if cluster is not None:
+        known = find(config.name, outside.connect)
+        if known is not None and known.ended is not None:
+            _forget(known)
+            known = None
+        bundle = bundle_hash() if known is None else known.bundle.hash
+        config = _with_cloud(config, bundle, progress)
+        if known is None and config.effective_head == "vm":
+            known = find_in_project(config.name, config, outside.connect)
+            if known is not None and known.alive():
+                progress(f"cluster {config.name!r} was brought up on another machine: joining it")
+                adopt(known)
+        if known is not None and known.alive():
+            check_fits(known, config)
+            _wait_until_ready(known, outside)
+            return known
+        if known is not None:
             progress(f"the head of cluster {config.name!r} is gone: cleaning up after it")
-            _remove(cluster)
-        return _start(config, progress)
+            _remove(known, progress)
+        return _start(config, progress, outside)
 
 
-def stop(cluster: Cluster, progress: Progress) -> None:
-    """End the cluster: its slices, its head, and the emulated cloud when nothing else uses it."""
+def stop(cluster: Cluster, progress: Progress, *, because: str | None = None) -> None:
+    """End the cluster: its head, its slices, its secrets, and the emulated cloud when nothing else uses it.
+
+    `because`: what its record says from now on; None: there is no record any more. Raises ClusterError when something is left.
+    """
     with _exclusive(cluster.name):
-        _remove(cluster, progress)
+        now = find(cluster.name, cluster.connect)  # another command may have been faster
+        cluster_dir(cluster.name)  # one that another machine made has none here
+        if now is None or now.ended is None:
+            _remove(cluster, progress)
+        _forget(cluster)
+        if because is not None:
+            _remember(dataclasses.replace(cluster, ended=f"{because} {time.strftime('%Y-%m-%d %H:%M:%S')}"))
+        if cluster.config.cloud == "emulated":
+            _stop_unused_cloud(progress)
 
 
-def _start(config: ClusterConfig, progress: Progress) -> Cluster:
+def notice_autostop(cluster: Cluster) -> Cluster:
+    """A head VM that ended its cluster cannot write here. It is known by what is left: neither VM nor token, which only an end in order
+    deletes. Returns the cluster as it is; raises PodlaunchError when the cloud does not answer.
+    """
+    if cluster.ended is not None or cluster.head.kind != "vm" or cluster.config.autostop is None or cluster.head.alive():
+        return cluster
+    if cluster.connect(cluster.config).secrets.list({OWNER_LABEL: cluster.name}):
+        return cluster
+    cluster.head.let_go()
+    ended = dataclasses.replace(cluster, ended=f"{AUTOSTOPPED}, seen {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    _remember(ended)
+    return ended
+
+
+def _with_cloud(config: ClusterConfig, bundle: str, progress: Progress) -> ClusterConfig:
+    """The emulated cloud of this machine is started where it does not run, at its old address; it comes back with its nodes."""
     if config.cloud != "emulated":
-        raise ClusterError(
-            f"cluster {config.name!r}: the head of a cluster on Google Cloud is a VM, which this version cannot make yet; "
-            "use cluster=local, or make slices without Ray with `tpu start --bare`"
-        )
-    bundle = bundle_hash()
-    progress("starting the emulated cloud")
-    config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle))
-    folder = cluster_dir(config.name)
-    head = _head_settings(config, folder)
-    settings = host_settings(config, head.address, Path(head.token_file))
-    write_atomic(Path(head.token_file), secrets.token_hex(32))
-    write_atomic(Path(head.autoscaler_file), yaml.safe_dump(autoscaler_config(config, settings, bundle)))
-    write_atomic(folder / "head.json", head.to_json())
-    progress("starting the head of the Ray cluster")
-    process = spawn(
-        [sys.executable, "-m", "cluster.vm.head_agent", str(folder / "head.json")],
-        marker=f"head-{config.name}-{secrets.token_hex(4)}",
-        env={**ray_environment(head.token_file), "PYTHONSAFEPATH": "1"},
-        log=logs_dir() / f"head-{config.name}.out",
-        cwd=folder,
-    )
-    cluster = Cluster(config, head, process, bundle, time.time())
-    # Recorded before it is ready: whatever happens next, the next start or stop finds it.
-    write_atomic(folder / "cluster.json", json.dumps(cluster.to_dict(), indent=1))
-    _wait_until_ready(cluster)
+        return config
+    if local.emulator_status() is None:
+        progress("starting the emulated cloud")
+    return local.with_local_endpoints(config, bundle)
+
+
+def _start(config: ClusterConfig, progress: Progress, outside: Outside) -> Cluster:
+    bundle = outside.make_bundle(config, progress)
+    connect = outside.connect
+    cluster = Cluster(config, _plan_head(config, bundle, connect), bundle, time.time(), None, connect)
+    # Recorded before anything is created: whatever happens next, the next start or stop finds it.
+    _remember(cluster)
+    make_token(cluster.token_file)
+    if not config.shares_files:
+        share_token(cluster.token_file, connect(config).secrets, config)
+    cluster.head.start(progress)
+    _wait_until_ready(cluster, outside)
     return cluster
 
 
-def _head_settings(config: ClusterConfig, folder: Path) -> HeadSettings:
-    ip = _head_ip(folder)
-    gcs, dashboard, client, metrics = _free_ports(ip, 4)
-    return HeadSettings(
-        cluster=config.name,
-        instance_id=head_instance_id(config.name),
-        ip=ip,
-        gcs_port=gcs,
-        dashboard_port=dashboard,
-        client_port=client,
-        metrics_port=metrics,
-        token_file=str(folder / "token"),
-        autoscaler_file=str(folder / "autoscaler.yaml"),
-        temp_dir=str(short_dir(folder)),
-    )
+def _make_bundle(config: ClusterConfig, progress: Progress) -> Bundle:
+    """What VMs install is put into the cluster's bucket; VMs of this machine need none, their image holds it. Raises PodlaunchError."""
+    if config.bucket is not None:
+        return Bundle(bundle_hash(), ensure_bundle(config, progress))
+    if config.cloud != "emulated":
+        words = "VMs install what they run from a bucket: give cluster.bucket=<name>, or set PODLAUNCH_BUCKET"
+        raise ConfigError(f"cluster {config.name!r} has no bucket; {words}")
+    return Bundle(bundle_hash())
 
 
-def _head_ip(folder: Path) -> str:
-    """A loopback address of the cluster's own; 127.0.0.1 itself is rewritten by Ray to the machine's address."""
-    return f"127.{16 + hashlib.sha256(str(folder).encode()).digest()[0] % 224}.0.1"
+def _plan_head(config: ClusterConfig, bundle: Bundle, connect: Connect) -> Head:
+    folder = cluster_dir(config.name)
+    if config.effective_head == "vm":
+        from cluster.head import VmHead
+
+        return VmHead.plan(config, bundle, folder, connect)
+    from cluster.head_here import HereHead
+
+    return HereHead.plan(config, bundle, folder)
 
 
-def _free_ports(ip: str, count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind((ip, 0))
-        return [int(listener.getsockname()[1]) for listener in sockets]
+def _head_from(config: ClusterConfig, bundle: Bundle, values: dict[str, Any], connect: Connect) -> Head:
+    folder = cluster_dir(config.name)
+    if values["kind"] == "vm":
+        from cluster.head import VmHead
+
+        return VmHead(config, bundle, folder, values["zone"], connect)
+    from cluster.head_here import HereHead
+
+    return HereHead.from_dict(config, bundle, folder, values)
 
 
-def _wait_until_ready(
-    cluster: Cluster, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-) -> None:
-    deadline = clock() + HEAD_START_LIMIT_S
-    log = logs_dir() / f"head-{cluster.name}.out"
-    while not cluster.http.answers():
+def _wait_until_ready(cluster: Cluster, outside: Outside) -> None:
+    limit = cluster.head.ready_limit_s
+    deadline = outside.clock() + limit
+    pause = 0.2
+    while (reason := _not_ready(cluster)) is not None:
         if not cluster.alive():
-            raise ClusterError(f"the head of cluster {cluster.name!r} ended while it started; see {log}")
-        if clock() > deadline:
-            raise ClusterError(f"the head of cluster {cluster.name!r} does not answer after {HEAD_START_LIMIT_S:.0f} s; see {log}")
-        sleep(0.2)
+            raise ClusterError(f"the head of cluster {cluster.name!r} ended while it started; {cluster.head.log_hint}")
+        if outside.clock() > deadline:
+            raise ClusterError(
+                f"the head of cluster {cluster.name!r} does not answer after {limit:.0f} s: {reason}; {cluster.head.log_hint}"
+            )
+        outside.sleep(pause)
+        pause = min(2.0, pause * 1.1)
+
+
+def _not_ready(cluster: Cluster) -> str | None:
+    """Why no job can be submitted yet, or None. Raises what waiting does not cure."""
+    try:
+        return None if cluster.http.answers() else "Ray is not up"
+    except TunnelError as error:
+        if not error.passing:
+            raise
+        return str(error)
 
 
 def _revive_cloud(cluster: Cluster) -> None:
     """An emulated service that crashed comes back with its nodes, at the same address."""
     if cluster.config.cloud == "emulated":
-        local.ensure_emulator(cluster.bundle)
+        local.with_local_endpoints(cluster.config, cluster.bundle.hash)
 
 
-def _remove(cluster: Cluster, progress: Progress = lambda _: None) -> None:
-    # The head first, else its autoscaler makes the slices again that are being deleted.
-    progress("stopping the head")
-    end(cluster.process)
-    progress("deleting the slices")
+def _remove(cluster: Cluster, progress: Progress) -> None:
+    """Everything but the record. Raises ClusterError when something is left; the record leads the next try there."""
     _revive_cloud(cluster)
+    # The head first, else its autoscaler makes the slices again that are being deleted.
+    cluster.head.stop(progress)
+    progress("deleting the slices")
     cluster.provider().stop()
-    others = [c for c in list_clusters() if c.name != cluster.name and c.config.cloud == cluster.config.cloud]
-    if cluster.config.cloud == "emulated" and not others:
-        progress("stopping the emulated cloud")
-        local.stop_emulator()
-    shutil.rmtree(cluster.head.temp_dir, ignore_errors=True)
+    if cluster.config.shares_files:
+        return
+    progress("deleting the secrets")
+    services = cluster.connect(cluster.config)
+    delete_secrets(services.secrets, cluster.name)
+    left = services.secrets.list({OWNER_LABEL: cluster.name})
+    if cluster.head.kind == "vm":
+        left += [one.name for one in services.instances.list({OWNER_LABEL: cluster.name})]
+    if left:
+        raise ClusterError(f"of cluster {cluster.name!r} is left: {', '.join(left)}; run `tpu stop {cluster.name}` again")
+
+
+def _stop_unused_cloud(progress: Progress) -> None:
+    configs = [cluster.config for cluster in list_unended()] + [one.config for one in bare.list_bare()]
+    if not any(config.cloud == "emulated" for config in configs) and local.stop_emulator():
+        progress("the emulated cloud is stopped")
+
+
+def _remember(cluster: Cluster) -> None:
+    write_atomic(cluster.folder / "cluster.json", json.dumps(cluster.to_dict(), indent=1))
+
+
+def _forget(cluster: Cluster) -> None:
     shutil.rmtree(clusters_dir() / cluster.name)
 
 

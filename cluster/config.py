@@ -21,6 +21,8 @@ from cluster.tpu.catalog import AcceleratorType, resolve
 
 PROVISIONING = ("on-demand", "spot", "reserved")
 CLOUDS = ("google", "emulated")
+HEADS = ("vm", "here")
+HEAD_ACCESS = ("tunnel", "direct")
 EMULATED_PROJECT = "podlaunch-emulated"
 EMULATED_ZONE = "us-central2-b"
 PROJECT_VARIABLE = "GOOGLE_CLOUD_PROJECT"
@@ -38,6 +40,7 @@ _TAG = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _ENDPOINT = re.compile(r"[^\s:/]+:[0-9]{1,5}")
 _URL = re.compile(r"https?://[^\s/]+")
+_MACHINE_TYPE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 _BUCKET = re.compile(r"[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]")
 _DISK = re.compile(r"projects/[^/]+/(zones|regions)/([^/]+)/disks/[^/:]+(:read-only)?")
 _MAX_LABELS = 57
@@ -46,6 +49,7 @@ _READ_ONLY = ":read-only"
 _COMMANDS_BYTES = 128 * 1024
 """A metadata value may have 256 KiB, and the startup script holds more than these."""
 _SHORTEST_WAIT_S = 60.0
+_SHORTEST_AUTOSTOP_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,15 @@ class TPUConfig:
     """Ask for slices by queued resources, which wait for capacity and are how a reservation can be named; false: by plain nodes."""
     valid_until: str = "4h"
     """How long a queued resource may wait for capacity before it fails, such as 30m or 4h."""
+    zone_patience: str = "10m"
+    """How long a queued resource may wait for capacity in one of several zones before the next one is asked; the last one keeps waiting."""
     network: str | None = None
     subnetwork: str | None = None
     external_ips: bool = True
     service_account: str | None = None
-    """E-mail of the account that the hosts act as; None: the project's default."""
+    """E-mail of the account that the hosts and a head VM act as; None: the project's default. A head VM makes and deletes slices, reads the
+    cluster's secrets, and with autostop deletes them and itself.
+    """
     labels: dict[str, str] = field(default_factory=dict)
     """Your own labels on every resource."""
     tags: list[str] = field(default_factory=list)
@@ -150,6 +158,10 @@ class TPUConfig:
         return parse_duration(self.valid_until)
 
     @property
+    def zone_patience_seconds(self) -> float:
+        return parse_duration(self.zone_patience)
+
+    @property
     def disks(self) -> list[tuple[str, bool]]:
         """Every data disk's source and whether it is read only."""
         return [(disk.removesuffix(_READ_ONLY), disk.endswith(_READ_ONLY)) for disk in self.data_disks]
@@ -205,13 +217,14 @@ class TPUConfig:
         yield from self._wrong_commands(at)
 
     def _wrong_wait(self, at: str) -> Iterator[str]:
-        try:
-            seconds = self.valid_until_seconds
-        except ValueError as error:
-            yield f"{at}valid_until {error}"
-            return
-        if seconds < _SHORTEST_WAIT_S:
-            yield f"{at}valid_until {self.valid_until!r}: at least {_SHORTEST_WAIT_S:.0f}s, a slice is not made faster"
+        for name, value in (("valid_until", self.valid_until), ("zone_patience", self.zone_patience)):
+            try:
+                seconds = parse_duration(value)
+            except ValueError as error:
+                yield f"{at}{name} {error}"
+                continue
+            if seconds < _SHORTEST_WAIT_S:
+                yield f"{at}{name} {value!r}: at least {_SHORTEST_WAIT_S:.0f}s, a slice is not made faster"
 
     def _wrong_disks(self, at: str) -> Iterator[str]:
         for disk in self.data_disks:
@@ -286,6 +299,22 @@ class ClusterConfig(TPUConfig):
     """URL of a Compute Engine API over REST, such as http://127.0.0.1:8000; None: Google's own."""
     storage_endpoint: str | None = None
     """URL of a Cloud Storage API, such as http://127.0.0.1:8001; None: Google's own."""
+    head: str | None = None
+    """Where Ray's head runs: `vm`, a Compute Engine VM of its own, or `here`, this machine. None: vm on google, here on emulated."""
+    head_machine_type: str = "e2-standard-4"
+    """The head VM's machine type, always on-demand. Ray's head takes 1.2 GB, every run's supervisor 0.1 GB and more, and Ray kills
+    processes when 95 % of the memory is taken: the 16 GB of an e2-standard-4 carry tens of runs, the 8 GB of an e2-standard-2 few.
+    """
+    head_zone: str | None = None
+    """Where the head VM is; None: the first of `zones`."""
+    head_external_ip: bool = False
+    """Whether the head VM is given an address on the internet. Nothing of ours needs one where the network has Cloud NAT."""
+    head_access: str | None = None
+    """How commands reach a head VM: `tunnel`, by `gcloud compute ssh` through IAP, or `direct`, from within the VPC. None: tunnel on
+    google, direct on emulated.
+    """
+    autostop: str | None = None
+    """The cluster deletes itself, slices first, when no run was going on for so long, such as 2h; None: never."""
 
     _where = "cluster."
 
@@ -321,6 +350,28 @@ class ClusterConfig(TPUConfig):
     def effective_zones(self) -> list[str]:
         return [EMULATED_ZONE] if self.cloud == "emulated" and not self.zones else super().effective_zones
 
+    @property
+    def effective_head(self) -> str:
+        return self.head if self.head is not None else {"emulated": "here"}.get(self.cloud, "vm")
+
+    @property
+    def effective_head_access(self) -> str:
+        return self.head_access if self.head_access is not None else {"emulated": "direct"}.get(self.cloud, "tunnel")
+
+    @property
+    def effective_head_zone(self) -> str:
+        """Raises ConfigError when no zone was given."""
+        return self.head_zone if self.head_zone is not None else self.effective_zones[0]
+
+    @property
+    def shares_files(self) -> bool:
+        """Whether head and hosts see this machine's files; where not, secrets travel through Secret Manager."""
+        return self.effective_head == "here" and self.cloud == "emulated"
+
+    @property
+    def autostop_seconds(self) -> float | None:
+        return None if self.autostop is None else parse_duration(self.autostop)
+
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         at = self._where
@@ -341,3 +392,21 @@ class ClusterConfig(TPUConfig):
                 yield f"{at}{name} {value!r}: {rule}"
         if self.idle_minutes is not None and not self.idle_minutes > 0:
             yield f"{at}idle_minutes {self.idle_minutes}: must be above 0, or null for never"
+        yield from self._wrong_head(at)
+
+    def _wrong_head(self, at: str) -> Iterator[str]:
+        if self.head is not None and self.head not in HEADS:
+            yield f"{at}head {self.head!r} is unknown{did_you_mean(self.head, HEADS)}"
+        if self.head_access is not None and self.head_access not in HEAD_ACCESS:
+            yield f"{at}head_access {self.head_access!r} is unknown{did_you_mean(self.head_access, HEAD_ACCESS)}"
+        if self.head_zone is not None and not _ZONE.fullmatch(self.head_zone):
+            yield f"{at}head_zone {self.head_zone!r}: a zone looks like us-central2-b"
+        if not _MACHINE_TYPE.fullmatch(self.head_machine_type):
+            yield f"{at}head_machine_type {self.head_machine_type!r}: a machine type looks like e2-standard-4"
+        try:
+            seconds = self.autostop_seconds
+        except ValueError as error:
+            yield f"{at}autostop {error}, or null for never"
+            return
+        if seconds is not None and seconds < _SHORTEST_AUTOSTOP_S:
+            yield f"{at}autostop {self.autostop!r}: at least {_SHORTEST_AUTOSTOP_S:.0f}s, a run is not submitted faster"

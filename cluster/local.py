@@ -1,5 +1,6 @@
 """The emulated cloud of this machine: started when it is needed, found again by every later command, ended on request."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -13,13 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from cluster import processes
-from cluster.emulator.daemon import Endpoint, daemon_marker, only_one, purge, read_endpoint
+from cluster.config import ClusterConfig
+from cluster.emulator.daemon import Endpoint, daemon_marker, end_storage, only_one, purge, read_endpoint
 from cluster.emulator.profile import DEFAULT_PROFILE
+from cluster.emulator.storage import NOT_INSTALLED
 from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord
 from cluster.state import emulator_dir, logs_dir
 
 _LOG = "emulator-output.log"
+
+
+@dataclass(frozen=True)
+class LocalEndpoints:
+    """Where the services of the emulated cloud answer."""
+
+    grpc: str
+    """host:port of the Cloud TPU and Secret Manager APIs over gRPC."""
+    rest: str
+    """URL of the same APIs and of Compute Engine over REST."""
+    storage: str
+    """URL of Cloud Storage; empty where that is not installed."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,26 @@ class EmulatorStatus:
     started: float
     """Seconds since the epoch."""
     image_bundle: str
+    storage: str
+    """URL of its Cloud Storage; empty where that is not installed."""
+
+
+def with_local_endpoints(config: ClusterConfig, bundle_hash: str) -> ClusterConfig:
+    """`config` with the addresses of the emulated cloud, started where it does not run.
+
+    With a bucket, hosts install what they need, so a cloud that runs is used whatever its image holds.
+
+    Raises ClusterError as ensure_emulator does, and when there is a bucket and no object storage.
+    """
+    running = emulator_status() if config.bucket is not None else None
+    found = ensure_emulator(bundle_hash if running is None else running.image_bundle)
+    if config.bucket is not None and not found.storage:
+        raise ClusterError(
+            f"cluster {config.name!r} has the bucket {config.bucket!r}, and the emulated cloud's object storage is {NOT_INSTALLED}"
+        )
+    return dataclasses.replace(
+        config, endpoint=found.grpc, secrets_endpoint=found.grpc, compute_endpoint=found.rest, storage_endpoint=found.storage or None
+    )
 
 
 def ensure_emulator(
@@ -46,10 +81,11 @@ def ensure_emulator(
     timeout: float = 30.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> str:
-    """host:port of the emulated cloud, started where it does not run.
+) -> LocalEndpoints:
+    """Where the emulated cloud answers, started where it does not run.
 
-    `bundle_hash` is what its hosts' image holds. A daemon with another image is replaced; its nodes live on, new hosts get the new image.
+    `bundle_hash` is what its hosts' image holds; empty: nothing. A daemon with another image is replaced; its nodes live on, new hosts get
+    the new image.
     `profile`: how long it takes; None keeps that of the daemon that runs. One with another profile is replaced in the same way.
     `timeout`: seconds. Raises ClusterError, with the end of the daemon's output, when it does not come up.
     """
@@ -57,7 +93,7 @@ def ensure_emulator(
     found = read_endpoint(folder)
     wanted = profile or (found.profile if found is not None else DEFAULT_PROFILE)
     if found is not None and (found.image_bundle, found.profile) == (bundle_hash, wanted) and _accepts(found.grpc):
-        return found.grpc
+        return LocalEndpoints(found.grpc, found.rest, found.storage)
     if found is not None:
         processes.end(found.process)
     record = _spawn(folder, bundle_hash, wanted)
@@ -65,7 +101,7 @@ def ensure_emulator(
     while clock() < deadline:
         found = read_endpoint(folder)
         if found is not None and _accepts(found.grpc):  # ours, or that of another command that was faster
-            return found.grpc
+            return LocalEndpoints(found.grpc, found.rest, found.storage)
         processes.reap(record)
         if not record.alive() and not _another_starts(folder):
             raise ClusterError(f"the emulated cloud ended at once: {_tail()}")
@@ -79,7 +115,10 @@ def emulator_status() -> EmulatorStatus | None:
     found = read_endpoint(emulator_dir())
     if found is None:
         return None
-    return EmulatorStatus(found.grpc, found.rest, found.admin, found.profile, found.process.pid, found.process.started, found.image_bundle)
+    process = found.process
+    return EmulatorStatus(
+        found.grpc, found.rest, found.admin, found.profile, process.pid, process.started, found.image_bundle, found.storage
+    )
 
 
 def ask_emulator(verb: str, path: str, values: Mapping[str, Any] | None = None, *, timeout: float = 30.0) -> Any:
@@ -113,6 +152,7 @@ def stop_emulator(*, delete_nodes: bool = True) -> bool:
     if found is not None:
         processes.end(found.process)
         (folder / "endpoint.json").unlink(missing_ok=True)
+    end_storage(folder)
     nodes = purge(folder) if delete_nodes else 0
     return found is not None or nodes > 0
 

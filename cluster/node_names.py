@@ -1,4 +1,4 @@
-"""Names of the autoscaler's instances: derived, so that asking twice names the same thing."""
+"""Names of the autoscaler's instances and of the head's VM: derived, so that asking twice names the same thing."""
 
 import hashlib
 
@@ -6,6 +6,11 @@ import hashlib
 def head_instance_id(cluster: str) -> str:
     """The autoscaler's id of the head."""
     return f"{cluster}-head"
+
+
+def head_vm_name(cluster: str) -> str:
+    """The name of the head's VM in Compute Engine."""
+    return f"podlaunch-{cluster}-head"
 
 
 def slice_id(cluster: str, request: str, index: int) -> str:

@@ -68,8 +68,8 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     """
     config = config.with_environment(os.environ).with_absolute_paths()
     run, code = prepare_run(config)
-    running = clusters.find(config.cluster.name)
-    if running is not None and running.alive():
+    running = clusters.running(config.cluster)
+    if running is not None:
         clusters.check_fits(running, config.cluster)
     for title, text in describe(config, run):
         console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True, markup=False)
@@ -127,8 +127,11 @@ def supervisor_gone(cluster: Cluster | None, run: RunDirectory) -> str | None:
     status = run.status()
     if status is None or status.state in FINAL:
         return None
-    if cluster is None or not cluster.alive():
-        return f"the head of cluster {status.cluster!r} is gone"
+    try:
+        if cluster is None or not cluster.alive():
+            return f"the head of cluster {status.cluster!r} is gone"
+    except PodlaunchError:
+        return None
     job = jobs.job_id(run, status.attempt) if status.job is None else status.job
     try:
         if jobs.status(cluster, job) not in jobs.ENDED:

@@ -8,7 +8,9 @@ import shlex
 from pathlib import Path
 
 from cluster.clusters import Cluster
-from cluster.state import cluster_dir, private_dir, write_atomic
+from cluster.secret_place import SecretPlace
+from cluster.state import private_dir, write_atomic
+from cluster.token import keep_run_secret
 from launcher.environment import present
 from launcher.runs import RunDirectory
 
@@ -28,7 +30,7 @@ def submit(cluster: Cluster, run: RunDirectory, attempt: int, secrets: list[str]
     job = job_id(run, attempt)
     arguments = [str(run.path), "--job", job]
     if values := present(secrets):
-        arguments += ["--secrets-file", str(_store_secrets(cluster, run, values))]
+        arguments += ["--secrets", _store_secrets(cluster, run, values).to_json()]
     entrypoint = f'exec "$PODLAUNCH_PYTHON" -m launcher.gang.supervisor {shlex.join(arguments)}'
     metadata = {"name": run.run_id, "run_directory": str(run.path)}
     cluster.http.post("/api/jobs/", {"entrypoint": entrypoint, "submission_id": job, "metadata": metadata})
@@ -51,8 +53,12 @@ def run_directories(cluster: Cluster) -> list[Path]:
     return sorted({Path(directory) for job in jobs if (directory := (job.get("metadata") or {}).get("run_directory"))})
 
 
-def _store_secrets(cluster: Cluster, run: RunDirectory, values: dict[str, str]) -> Path:
-    """A 0600 file; the job's command line and metadata, which the dashboard shows, carry its name only."""
-    path = private_dir(cluster_dir(cluster.name) / "secrets") / f"{run.run_id}.json"
-    write_atomic(path, json.dumps(values))
-    return path
+def _store_secrets(cluster: Cluster, run: RunDirectory, values: dict[str, str]) -> SecretPlace:
+    """A 0600 file, or a secret of the cluster's where its hosts do not see this machine's files. The job's command line and metadata, which
+    the dashboard shows, carry its name only.
+    """
+    if cluster.config.shares_files:
+        path = private_dir(cluster.folder / "secrets") / f"{run.run_id}.json"
+        write_atomic(path, json.dumps(values))
+        return SecretPlace(file=str(path))
+    return keep_run_secret(cluster.config, run.run_id, json.dumps(values), cluster.connect(cluster.config).secrets)

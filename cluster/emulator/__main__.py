@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cluster.emulator", description="A Cloud TPU service on this machine.")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where it keeps its nodes and hosts")
-    parser.add_argument("--image-bundle", default="", metavar="HASH", help="the bundle that the image of its hosts already holds")
+    parser.add_argument("--image-bundle", default="", metavar="HASH", help="the bundle in the image of its hosts (none: a bare image)")
     parser.add_argument("--profile", choices=sorted(PROFILES), default=DEFAULT_PROFILE, help="how long everything takes")
     parser.add_argument("--create-seconds", type=float, metavar="S", help="how long a node takes until its hosts start")
     parser.add_argument("--delete-seconds", type=float, metavar="S", help="how long a node takes until its hosts end")

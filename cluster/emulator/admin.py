@@ -3,38 +3,55 @@
 GET    /nodes                  [{name, state, queuedResource, hosts: [{worker, ip, exited, held}]}]
 POST   /preempt                {node, notice?}           POST /maintain  {node, notice?}
 POST   /host                   {node, worker, action}    action: kill, hang, wake or boot
+GET    /instances              [{name, status, ip, exited, held, labels}]
+POST   /instance               {instance, action}        action: kill, hang, wake, boot, lose (it is gone), terminate
 POST   /state                  {node, state}
 GET    /faults                 {number: rule}            POST /faults    a rule, or {preset, ...}: {"id": number}
 DELETE /faults/NUMBER          DELETE /faults
 POST   /capacity               {zone, what, amount}      amount null: without limit
 POST   /quota                  {place, generation, amount, spot?}
 POST   /reachable              {zone, reachable}
+POST   /storage                {reachable}             false: every request to the object storage waits until it is true again
 GET    /clock                  {now}                     POST /clock     {advance}
 """
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
 
-from cluster.emulator.checks import INVALID_ARGUMENT, NOT_FOUND
+from cluster.emulator.checks import FAILED_PRECONDITION, INVALID_ARGUMENT, NOT_FOUND
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.faults import Fault
 from cluster.emulator.http import Answer, Request
 from cluster.emulator.model import Refusal
 from cluster.emulator.rest import error_answer
+from cluster.emulator.storage import NOT_INSTALLED, Storage
 
 
 class Admin:
     """Answers HTTP requests about one cloud."""
 
-    def __init__(self, cloud: Cloud) -> None:
-        self._cloud = cloud
+    def __init__(self, cloud: Cloud, storage: Storage | None = None) -> None:
+        """`storage`: None where there is none."""
+        self._cloud, self._storage = cloud, storage
         acts = {"kill": cloud.kill_host, "hang": cloud.hang_host, "wake": cloud.wake_host, "boot": cloud.boot_host}
+        instances = cloud.instances
+        lives: dict[str, Callable[[str], None]] = {
+            "kill": instances.kill,
+            "hang": instances.hang,
+            "wake": instances.wake,
+            "boot": instances.boot,
+            "lose": instances.lose,
+            "terminate": functools.partial(instances.lose, keep=True),
+        }
         self._routes: dict[tuple[str, str], Callable[[dict[str, Any]], Any]] = {
             ("GET", "/nodes"): lambda _: cloud.describe(),
             ("POST", "/preempt"): lambda values: cloud.preempt(values["node"], notice=values.get("notice")),
             ("POST", "/maintain"): lambda values: cloud.maintain(values["node"], notice=values.get("notice")),
             ("POST", "/host"): lambda values: acts[values["action"]](values["node"], int(values["worker"])),
+            ("GET", "/instances"): lambda _: instances.describe(),
+            ("POST", "/instance"): lambda values: lives[values["action"]](values["instance"]),
             ("POST", "/state"): lambda values: cloud.set_node_state(values["node"], values["state"]),
             ("GET", "/faults"): lambda _: {number: rule.to_dict() for number, rule in cloud.faults.rules().items()},
             ("POST", "/faults"): lambda values: {"id": cloud.faults.add(Fault.from_dict(values))},
@@ -44,6 +61,7 @@ class Admin:
                 values["place"], values["generation"], values["amount"], spot=values.get("spot", False)
             ),
             ("POST", "/reachable"): lambda values: cloud.set_reachable(values["zone"], values["reachable"]),
+            ("POST", "/storage"): self._reach_storage,
             ("GET", "/clock"): lambda _: {"now": cloud.clock.now()},
             ("POST", "/clock"): self._advance,
         }
@@ -73,6 +91,13 @@ class Admin:
         if route is None:
             raise Refusal(NOT_FOUND, f"there is no {request.verb} {request.path} here")
         return route(values)
+
+    def _reach_storage(self, values: dict[str, Any]) -> None:
+        if self._storage is None:
+            raise Refusal(FAILED_PRECONDITION, f"object storage: {NOT_INSTALLED}")
+        if not isinstance(values["reachable"], bool):
+            raise ValueError("reachable must be true or false")
+        self._storage.set_reachable(values["reachable"])
 
     def _advance(self, values: dict[str, Any]) -> dict[str, Any]:
         seconds = float(values["advance"])

@@ -1,11 +1,13 @@
 """The emulated cloud as a daemon of this machine.
 
     <folder>/lock            held while a daemon runs
-    <folder>/endpoint.json   {grpc, rest, admin, profile, process, image_bundle}: written when it serves
+    <folder>/endpoint.json   {grpc, rest, admin, storage, profile, process, image_bundle}: written when it serves
     <folder>/cloud.sqlite3   what outlives it
     <folder>/hosts/          the disks of its hosts
+    <folder>/storage/        what its object storage holds
 
-A daemon that ends, in whatever way, leaves nodes and hosts as they are; the next one finds them again and serves on the same port.
+A daemon that ends, in whatever way, leaves nodes, instances, their hosts and stored objects as they are; the next one finds them again and
+serves on the same ports.
 """
 
 import dataclasses
@@ -27,11 +29,14 @@ from cluster.emulator.admin import Admin
 from cluster.emulator.api import Api
 from cluster.emulator.clock import RealClock
 from cluster.emulator.cloud import Cloud
+from cluster.emulator.faults import FAULTS, STRUCK, STRUCK_COMPUTE
 from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
 from cluster.emulator.http import HttpServer
+from cluster.emulator.model import Machine, NodeRecord
 from cluster.emulator.profile import DEFAULT_PROFILE, INSTANT, Profile
 from cluster.emulator.rest import Rest
 from cluster.emulator.server import Server
+from cluster.emulator.storage import Storage, storage_binary, storage_marker
 from cluster.emulator.store import Store
 from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord
@@ -45,16 +50,18 @@ class Endpoint:
     """How a running daemon is reached."""
 
     grpc: str
-    """host:port of the Cloud TPU API over gRPC."""
+    """host:port of the Cloud TPU and Secret Manager APIs over gRPC."""
     rest: str
-    """URL of the same API over REST; empty for a daemon of an earlier version."""
+    """URL of the same APIs and of Compute Engine over REST; empty for a daemon of an earlier version."""
     admin: str
     """URL of its admin endpoint; empty for a daemon of an earlier version."""
     profile: str
     """Which of the profiles says how long it takes."""
     process: ProcessRecord
     image_bundle: str
-    """The hash of the bundle in the image of its hosts."""
+    """The hash of the bundle in the image of its hosts; empty: a bare image."""
+    storage: str = ""
+    """URL of its Cloud Storage; empty where that is not installed."""
 
 
 def read_endpoint(folder: Path) -> Endpoint | None:
@@ -69,6 +76,7 @@ def read_endpoint(folder: Path) -> Endpoint | None:
         values.get("profile", DEFAULT_PROFILE),
         ProcessRecord.from_dict(values["process"]),
         values["image_bundle"],
+        values.get("storage", ""),
     )
     return found if found.process.alive() else None
 
@@ -95,41 +103,54 @@ def serve(
         cloud.resume()
         api = Api(cloud)
         server = Server(api, int(store.get("port", "0")))
-        rest = HttpServer(Rest(api).answer, int(store.get("rest_port", "0")))
-        admin = HttpServer(Admin(cloud).answer, int(store.get("admin_port", "0")))
+        rest = HttpServer(Rest(api, cloud).answer, int(store.get("rest_port", "0")))
+        binary = storage_binary()
+        storage = Storage(folder, binary) if binary is not None else None
+        if storage is not None:
+            storage.start()
+        admin = HttpServer(Admin(cloud, storage).answer, int(store.get("admin_port", "0")))
         for key, port in (("port", server.port), ("rest_port", rest.port), ("admin_port", admin.port)):
             store.set(key, str(port))
-        _write_endpoint(folder, Endpoint(server.endpoint, rest.url, admin.url, profile_name, _own_record(folder), image_bundle))
+        storage_url = storage.url if storage is not None else ""
+        own = _own_record(folder)
+        _write_endpoint(folder, Endpoint(server.endpoint, rest.url, admin.url, profile_name, own, image_bundle, storage_url))
         try:
             while not stop.wait(_WATCH_SECONDS):
                 cloud.watch_hosts()
+                if storage is not None:
+                    storage.watch()
         finally:
             (folder / "endpoint.json").unlink(missing_ok=True)
             # The clock before the server: a call that a fault holds up must not hold up the end.
             for close in (admin.stop, rest.stop, clock.close, server.stop, hosts.close, store.close):
                 close()
+            if storage is not None:
+                storage.stop()
 
 
 def purge(folder: Path) -> int:
-    """End all hosts and forget all nodes, without a daemon. Returns how many nodes there were.
+    """End all hosts and forget all nodes, instances, secrets and rules, without a daemon. Returns how many nodes and instances there were.
 
-    Raises ClusterError while a daemon runs.
+    Stored objects stay. Raises ClusterError while a daemon runs.
     """
     with only_one(folder, patience=5.0):
         if not (folder / "cloud.sqlite3").exists():
             return 0
         store = Store(folder / "cloud.sqlite3")
-        nodes = store.nodes()
-        for node in nodes:
-            for host in node.hosts:
-                processes.kill_members(marker(node, host))
-                remove_disk(folder / "hosts" / f"{node.uid}-w-{host.worker}")
-            store.remove_node(node.path)
+        machines: list[Machine] = [*store.nodes(), *store.instances()]
+        for machine in machines:
+            for host in machine.hosts:
+                processes.kill_members(marker(machine, host))
+                remove_disk(folder / "hosts" / f"{machine.uid}-w-{host.worker}")
+            (store.remove_node if isinstance(machine, NodeRecord) else store.remove_instance)(machine.path)
         for queued in store.queued():
             store.remove_queued(queued.path)
+        store.remove_secrets()
+        for rules in (FAULTS, STRUCK, STRUCK_COMPUTE, "capacity", "quota", "unreachable"):
+            store.unset(rules)  # of the cloud that ends here; the next one begins without
         store.close()
         shutil.rmtree(folder / "hosts", ignore_errors=True)
-        return len(nodes)
+        return len(machines)
 
 
 @contextmanager
@@ -150,6 +171,11 @@ def only_one(folder: Path, patience: float = 0.0) -> Iterator[None]:
                     raise ClusterError(words) from None
             time.sleep(0.02)  # a lock cannot be waited for with a limit
         yield
+
+
+def end_storage(folder: Path) -> None:
+    """End the object storage that a dead daemon left."""
+    processes.kill_members(storage_marker(folder))
 
 
 def daemon_marker(folder: Path) -> str:

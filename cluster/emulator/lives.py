@@ -29,12 +29,14 @@ from cluster.emulator.checks import (
 )
 from cluster.emulator.clock import Clock
 from cluster.emulator.faults import BOOT_HOST, ON_BOOT, Effect, Faults
-from cluster.emulator.hosts import Hosts, address
+from cluster.emulator.hosts import Hosts, new_hosts
+from cluster.emulator.instances import Instances
 from cluster.emulator.limits import Claim, Limits, stockout
 from cluster.emulator.model import HostRecord, NodeRecord, Refusal
 from cluster.emulator.operations import Operations
 from cluster.emulator.profile import INSTANT, Profile
 from cluster.emulator.queued import QueuedResources
+from cluster.emulator.secrets import Secrets
 from cluster.emulator.store import Store
 
 log = logging.getLogger(__name__)
@@ -61,8 +63,10 @@ class Lives:
         for node in store.nodes():
             self._keep(node)
         self._limits = Limits(store)
-        self.faults = Faults()
+        self.faults = Faults(store, self._lock)
         self._operations = Operations(store, clock, self.faults)
+        self.secrets = Secrets(store, clock, self._lock)
+        self.instances = Instances(store, hosts, clock, self.faults, self._lock, state_dir=state_dir, profile=profile)
         self.queued = QueuedResources(self, self._operations, store, clock, profile, self._lock)
 
     def resume(self) -> None:
@@ -72,12 +76,16 @@ class Lives:
             nodes = list(self._nodes.values())
         for node in nodes:
             for host in node.hosts:
-                host.held = False  # faults end with the daemon that had them
+                if host.held and host.boots_at is not None:
+                    self.clock.after(max(0.0, host.boots_at - self.clock.now()), functools.partial(self._boot, node, host))
+            if node.message.state in (DELETING, STOPPING) and self._operations.hangs(node.operation):
+                continue
             if node.message.state in work:
                 self.clock.after(0.0, functools.partial(work[node.message.state], node))
             elif node.message.state not in (STOPPED, PREEMPTED, REPAIRING):
                 self._find_hosts(node)
         self.queued.resume()
+        self.instances.resume()
 
     def claim(self, zone: str, body: Any) -> Claim:
         """What a raw Node asks for, checked. Raises Refusal."""
@@ -105,14 +113,15 @@ class Lives:
         return list(self._members[queued].values()) if queued in self._members else []
 
     def end(self, path: str) -> None:
-        """Begin the deletion of a node, unless it is under way. Raises Refusal."""
+        """Begin the deletion of a node, unless it is under way; one that a fault holds up is begun anew (a guess). Raises Refusal."""
         node = self._find(path)
-        if node.message.state != DELETING:
+        if node.message.state != DELETING or self._operations.stuck(node.operation):
             self._operations.fail(node.operation, _ABORTED, "The node was deleted while it was being created.")  # a guess
             self._begin_deletion(node)
 
     def watch_hosts(self) -> None:
         """Write down which startup scripts have ended since the last time. As on the real cloud their nodes stay READY."""
+        self.instances.watch()
         with self._lock:
             for node in self._nodes.values():
                 ended = [host for host in node.hosts if not host.exited and node.message.state == READY and self._hosts.exited(host)]
@@ -128,7 +137,7 @@ class Lives:
         node.message.accelerator_type = kind.name
         node.message.accelerator_config.topology = kind.topology
         node.message.accelerator_config.type_ = CONFIG_OF_GENERATION[kind.generation]
-        node.hosts = self._new_hosts(kind.hosts)
+        node.hosts = new_hosts(self._store, self._state_dir, kind.hosts)
         self._keep(node)
         self._store.put_node(node)
         self.clock.after(self._profile.create, lambda: self._bring_up(node))
@@ -205,15 +214,16 @@ class Lives:
         """Keep from booting what a fault keeps from it, for a while or for ever."""
         for host in node.hosts:
             for fault in self.faults.strike(BOOT_HOST, f"{node.path}/hosts/{host.worker}", ON_BOOT)[:1]:
-                host.held = True
+                host.held, host.boots_at = True, None
                 if fault.effect is Effect.LATENCY:
+                    host.boots_at = self.clock.now() + fault.seconds
                     self.clock.after(fault.seconds, functools.partial(self._boot, node, host))
 
     def _boot(self, node: NodeRecord, host: HostRecord) -> None:
         """Boot one host, again or at last."""
         with self._working[node.uid]:
             if self._is(node, READY):
-                host.held, host.exited = False, False
+                host.held, host.boots_at, host.exited = False, None, False
                 self._find_hosts(node)
 
     def _take_capacity(self, node: NodeRecord) -> bool:
@@ -325,12 +335,6 @@ class Lives:
         message.create_time.FromNanoseconds(int(self.clock.now() * 1e9))
         del message.network_endpoints[:]
         return message
-
-    def _new_hosts(self, count: int) -> list[HostRecord]:
-        """Hosts with addresses that no earlier node had, as far as the loopback network reaches."""
-        index = int(self._store.get("next_index", "0"))
-        self._store.set("next_index", str(index + -(-count // 254)))
-        return [HostRecord(worker, address(self._state_dir, index, worker)) for worker in range(count)]
 
 
 def _claim(node: NodeRecord) -> Claim:

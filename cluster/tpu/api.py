@@ -11,9 +11,11 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cluster.tpu.errors import DeadlineExceededError, NotFoundError, RateLimitedError, TransientError, from_exception, from_status
+from cluster.repeat import CHANNEL_OPTIONS, SAFE, STUMBLES, Repeater
+from cluster.tpu.errors import CLOUD_TPU, NotFoundError, TransientError, from_exception, from_status
 from cluster.tpu.messages import (
     NodeRequest,
     Operation,
@@ -30,18 +32,29 @@ from cluster.tpu.messages import (
 if TYPE_CHECKING:
     from google.cloud.tpu_v2 import TpuClient
 
-__all__ = ["ALL_ZONES", "NodeRequest", "Operation", "QueuedRequest", "QueuedResource", "Slice", "TpuApi", "make_client"]
+__all__ = ["ALL_ZONES", "Listing", "NodeRequest", "Operation", "QueuedRequest", "QueuedResource", "Slice", "TpuApi", "make_client"]
 T = TypeVar("T")
+P = TypeVar("P", Slice, QueuedResource)
 ALL_ZONES = "-"
 """In a listing: every zone at once."""
-_STUMBLES = (TransientError, DeadlineExceededError)
-_RATE_PAUSE_S = 5.0
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),  # 4 MiB by default; a longer list fails with RESOURCE_EXHAUSTED, which looks like quota
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),  # a service that comes back is found at once; the default goes up to two minutes
-)
+
+
+@dataclass(frozen=True)
+class Listing(Generic[P]):
+    """What the zones that answered hold."""
+
+    what: str
+    """For errors."""
+    items: list[P]
+    unreachable: frozenset[str | None]
+    """The zones that did not answer, of which nothing is in `items`; None: one that cannot be told, so it may be any."""
+
+    def complete(self, needed: Collection[str] | None = None) -> list[P]:
+        """Raises TransientError when a zone that is `needed` (None: every one) has not answered."""
+        gone = sorted(place or "some zone" for place in self.unreachable if needed is None or place is None or place in needed)
+        if gone:
+            raise TransientError(f"the listing lacks {', '.join(gone)}", resource=self.what)
+        return self.items
 
 
 class TpuApi:
@@ -66,8 +79,8 @@ class TpuApi:
         Raises PermissionDeniedError when Google's service is meant and there are no credentials.
         """
         self.project = project
-        self._timeout, self._patience = timeout, patience
-        self._clock, self._sleep, self._jitter = clock, sleep, jitter
+        self._timeout = timeout
+        self._repeater = Repeater(CLOUD_TPU, patience=patience, clock=clock, sleep=sleep, jitter=jitter)
         self._new_id = new_id
         self._client = client if client is not None else make_client(endpoint, project)
 
@@ -95,8 +108,13 @@ class TpuApi:
 
         `needed`: the zones that have to be complete; None: every one.
         """
-        pages = self._pages(self._client.list_nodes, f"nodes of {self.project}", zone, needed)
-        return [to_slice(node) for page in pages for node in page.nodes]
+        return self.look_at_nodes(zone).complete(needed)
+
+    def look_at_nodes(self, zone: str) -> Listing[Slice]:
+        """All nodes of a zone, or of ALL_ZONES, as far as the zones answer. Raises TPUError when a page is missing."""
+        what = f"nodes of {self.project}"
+        pages = list(self._pages(self._client.list_nodes, what, zone))
+        return _listing(what, pages, [to_slice(node) for page in pages for node in page.nodes])
 
     def delete_node(self, zone: str, name: str) -> str:
         """Ask for the node's end and return the operation's name at once. Raises NotFoundError when there is none, and other TPUErrors."""
@@ -127,8 +145,13 @@ class TpuApi:
 
     def list_queued_resources(self, zone: str, needed: Collection[str] | None = None) -> list[QueuedResource]:
         """All queued resources, as `list_nodes` does it for nodes."""
-        pages = self._pages(self._client.list_queued_resources, f"queued resources of {self.project}", zone, needed)
-        return [to_queued(queued) for page in pages for queued in page.queued_resources]
+        return self.look_at_queued_resources(zone).complete(needed)
+
+    def look_at_queued_resources(self, zone: str) -> Listing[QueuedResource]:
+        """All queued resources, as `look_at_nodes` does it for nodes."""
+        what = f"queued resources of {self.project}"
+        pages = list(self._pages(self._client.list_queued_resources, what, zone))
+        return _listing(what, pages, [to_queued(queued) for page in pages for queued in page.queued_resources])
 
     def delete_queued_resource(self, zone: str, name: str, *, force: bool = True) -> str:
         """Ask for its end and return the operation's name at once. `force`: with its node, whatever the state.
@@ -156,16 +179,13 @@ class TpuApi:
             return str(method(call, timeout=self._timeout, retry=None).operation.name)
 
         # The rate is the caller's to keep: a creation that is too early is not repeated here.
-        return self._call(create, name, zone, repeat=_STUMBLES)
+        return self._call(create, name, zone, repeat=STUMBLES)
 
-    def _pages(self, method: Callable[..., Any], what: str, zone: str, needed: Collection[str] | None) -> Iterator[Any]:
-        """The raw answers, page by page."""
+    def _pages(self, method: Callable[..., Any], what: str, zone: str) -> Iterator[Any]:
+        """The raw answers, page by page. Raises TPUError when one cannot be had."""
         token = ""
         while True:
             page = self._call(functools.partial(self._page, method, zone, token), what, zone)
-            gone = [place for place in page.unreachable if needed is None or _zone_of(place) in (*needed, None)]
-            if gone:
-                raise TransientError(f"the listing lacks {', '.join(gone)}", resource=what, zone=zone)
             yield page
             token = page.next_page_token
             if not token:
@@ -175,29 +195,8 @@ class TpuApi:
         pager = method({"parent": self._parent(zone), "page_token": token}, timeout=self._timeout, retry=None)
         return raw(next(iter(pager.pages)))
 
-    def _call(
-        self,
-        call: Callable[[], T],
-        resource: str,
-        zone: str,
-        repeat: tuple[type[Exception], ...] = (*_STUMBLES, RateLimitedError),
-    ) -> T:
-        """`call`, repeated while the service answers with one of `repeat`. Raises TPUError."""
-        from google.api_core.exceptions import GoogleAPIError
-        from google.auth.exceptions import GoogleAuthError
-
-        deadline = self._clock() + self._patience
-        pause = 0.25
-        while True:
-            try:
-                return call()
-            except (GoogleAPIError, GoogleAuthError) as raised:
-                error = from_exception(raised, resource=resource, zone=zone)
-                wait = max(pause, _RATE_PAUSE_S) if isinstance(error, RateLimitedError) else pause
-                if not isinstance(error, repeat) or self._clock() + wait > deadline:
-                    raise error from raised
-            self._sleep(wait * (0.5 + self._jitter() / 2))
-            pause = min(pause * 2, 10.0)
+    def _call(self, call: Callable[[], T], resource: str, zone: str, repeat: tuple[type[Exception], ...] = SAFE) -> T:
+        return self._repeater.call(call, resource, zone, repeat)
 
     def _parent(self, zone: str) -> str:
         return f"projects/{self.project}/locations/{zone}"
@@ -223,6 +222,12 @@ def _exists(look: Callable[[], object]) -> bool:
     except NotFoundError:
         return False
     return True
+
+
+def _listing(what: str, pages: list[Any], items: list[P]) -> Listing[P]:
+    """A zone may fall silent between two pages: then what the first one has of it is not all."""
+    unreachable = frozenset(_zone_of(place) for page in pages for place in page.unreachable)
+    return Listing(what, [item for item in items if item.zone not in unreachable], unreachable)
 
 
 def _zone_of(place: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.config import TPUConfig
 from cluster.tpu.messages import NodeRequest, QueuedRequest, raw, to_node, to_queued_resource
-from cluster.tpu.slices import CREATOR_LABEL, OWNER_LABEL, TYPE_LABEL, VERSION_LABEL
+from cluster.tpu.slices import CREATOR_LABEL, OWNER_LABEL, ROLE_LABEL, TYPE_LABEL, VERSION_LABEL
 from cluster.tpu.startup import with_commands
 
 # What looks like a secret although it should not be in a startup command: assignments to such names, and the tokens of well-known services.
@@ -33,6 +33,11 @@ def owner_labels(config: TPUConfig, owner: str) -> dict[str, str]:
         TYPE_LABEL: _label_value(config.accelerator.name),
     }
     return {**mine, CREATOR_LABEL: owner} if owner else mine
+
+
+def role_labels(config: TPUConfig, owner: str, role: str) -> dict[str, str]:
+    """The labels of what a cluster has beside its slices."""
+    return {**config.labels, **owner_labels(config, owner), ROLE_LABEL: role}
 
 
 def plan(config: TPUConfig, names: Sequence[str], *, owner: str, metadata: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

@@ -1,24 +1,57 @@
-"""The startup script of a TPU VM: from boot to the host agent.
+"""The startup script of a VM: from boot to its agent.
 
 A prebuilt image holds an environment and the hash of the bundle that it was built from. When that is the bundle of the cluster, nothing
-is installed and the host is up at once.
+is installed and the agent is up at once. Otherwise the bundle is fetched from the cluster's bucket and installed first; that needs a
+`python3` (3.8 or later) on the image, and no internet.
 """
 
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
 from string import Template
 
+from cluster.vm.bundle import BundleLocation
+
+HOST_AGENT = "cluster.vm.host_agent"
+
 _SCRIPT = Template("""#!/bin/bash
-# Podlaunch host bootstrap: runs at every boot.
-home="$${PODLAUNCH_HOME:-/opt/podlaunch}"
+# Podlaunch bootstrap: runs at every boot.
+export PODLAUNCH_HOME="$${PODLAUNCH_HOME:-/opt/podlaunch}"
 wanted="$bundle"
-present="$$(cat "$$home/bundle.sha256" 2>/dev/null)"
+present="$$(cat "$$PODLAUNCH_HOME/bundle.sha256" 2>/dev/null)"
 if [ "$$present" != "$$wanted" ]; then
-  echo "podlaunch: this image holds the bundle '$$present', the cluster wants '$$wanted'" >&2
-  exit 1
+$otherwise
 fi
-exec "$$home/bin/python" -m cluster.vm.host_agent
+exec "$$PODLAUNCH_HOME/bin/python" -m $agent
 """)
+_REFUSE = """\
+  echo "podlaunch: this image holds the bundle '$present', the cluster wants '$wanted' and has no bucket to get it from" >&2
+  exit 1"""
+_INSTALL = Template("""\
+  if ! command -v python3 >/dev/null; then
+    echo "podlaunch: this image has no python3, with which the bundle would be installed" >&2
+    exit 1
+  fi
+  mkdir -p "$$PODLAUNCH_HOME" || exit 1
+  python3 -I - $place <<'END_OF_INSTALL' || exit 1
+$program
+END_OF_INSTALL""")
 
 
-def startup_script(bundle: str) -> str:
-    """The script that makes a VM whose image holds `bundle` a host of its cluster."""
-    return _SCRIPT.substitute(bundle=bundle)
+def startup_script(bundle: str, location: BundleLocation | None = None, *, agent: str = HOST_AGENT) -> str:
+    """The script that makes a VM run `agent` out of `bundle`.
+
+    `bundle`: its hash. `location`: where it is fetched from when the image does not hold it; None: the VM then refuses.
+    `agent`: the module to run, with its arguments as a shell would read them.
+    """
+    otherwise = _REFUSE if location is None else _install(bundle, location, agent)
+    return _SCRIPT.substitute(bundle=bundle, otherwise=otherwise, agent=agent)
+
+
+def _install(bundle: str, location: BundleLocation, agent: str) -> str:
+    # What the agent imports first is what would keep it from starting.
+    check = f"import {shlex.split(agent)[0]}, ray, jax"
+    place = json.dumps({**asdict(location), "bundle": bundle, "check": check})
+    program = (Path(__file__).parent / "install.py").read_text(encoding="utf-8")
+    return _INSTALL.substitute(place=shlex.quote(place), program=program.rstrip())

@@ -1,19 +1,46 @@
-"""The agent of a cluster's head: starts Ray's head with the autoscaler and keeps it alive.
+"""The agent of a cluster's head: starts Ray's head with the autoscaler, keeps it alive, and ends the cluster when nobody has used it.
 
-`python -m cluster.vm.head_agent HEAD_FILE`, where the file holds a HeadSettings.
+`python -m cluster.vm.head_agent HEAD_FILE` on the client's machine, where the file holds a HeadSettings; without an argument at the end of
+a head VM's startup script, where the metadata server holds a VmHeadSettings.
 """
 
 import dataclasses
 import json
 import logging
+import math
+import os
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from cluster.autoscaler import autoscaler_config, host_settings
+from cluster.config import ClusterConfig
+from cluster.heads import DASHBOARD_PORT, GCS_PORT
 from cluster.logs import set_up_logging
+from cluster.node_names import head_instance_id, head_vm_name
+from cluster.ports import free_port
+from cluster.processes import spawn
 from cluster.ray_env import ray_environment
+from cluster.ray_http import RayHttp
+from cluster.schema import build, to_plain
+from cluster.secret_place import SecretPlace
+from cluster.services import connect
+from cluster.state import logs_dir, private_dir, write_atomic
+from cluster.token import delete_secrets
+from cluster.tpu.provider import TPUProvider
+from cluster.vm import metadata
+from cluster.vm.autostop import watch_in_background
+from cluster.vm.bundle import Bundle
+from cluster.vm.disk import home
 from cluster.vm.host_agent import OBJECT_STORE_BYTES
-from cluster.vm.ray_process import run_until_sigterm
+from cluster.vm.metadata import HEAD_ATTRIBUTE
+from cluster.vm.patience import patiently
+from cluster.vm.ray_process import RayKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +55,8 @@ class HeadSettings:
     cluster: str
     instance_id: str
     ip: str
+    dashboard_ip: str
+    """Where the dashboard listens; loopback where only a tunnel leads to it."""
     gcs_port: int
     dashboard_port: int
     client_port: int
@@ -35,6 +64,8 @@ class HeadSettings:
     token_file: str
     autoscaler_file: str
     temp_dir: str
+    autostop_s: float | None = None
+    """The cluster ends itself after so long without a run; None: never."""
 
     @property
     def address(self) -> str:
@@ -42,10 +73,32 @@ class HeadSettings:
 
     @property
     def dashboard_url(self) -> str:
-        return f"http://{self.ip}:{self.dashboard_port}"
+        return f"http://{self.dashboard_ip}:{self.dashboard_port}"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "HeadSettings":
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class VmHeadSettings:
+    """What a head VM's metadata tells its agent. Names secrets and holds none."""
+
+    config: ClusterConfig
+    bundle: Bundle
+    owner: str
+    """Who made the cluster, as `owner_id` tells on the client's machine; slices made by this head bear it as well."""
+    token: SecretPlace
+
+    def to_json(self) -> str:
+        return json.dumps(to_plain(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "VmHeadSettings":
+        return build(cls, json.loads(text))
 
 
 def head_environment(settings: HeadSettings) -> dict[str, str]:
@@ -73,7 +126,7 @@ def head_command(settings: HeadSettings) -> list[str]:
         f"--node-ip-address={settings.ip}",
         f"--port={settings.gcs_port}",
         "--include-dashboard=true",
-        f"--dashboard-host={settings.ip}",
+        f"--dashboard-host={settings.dashboard_ip}",
         f"--dashboard-port={settings.dashboard_port}",
         f"--ray-client-server-port={settings.client_port}",
         "--dashboard-agent-listen-port=0",
@@ -88,9 +141,88 @@ def head_command(settings: HeadSettings) -> list[str]:
 
 
 def main() -> None:
-    settings = HeadSettings(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    if len(sys.argv) > 1:
+        _main_here(Path(sys.argv[1]))
+    else:
+        _main_on_vm()
+
+
+def _main_here(file: Path) -> None:
+    settings = HeadSettings.from_json(file.read_text(encoding="utf-8"))
     set_up_logging(f"head-{settings.cluster}", terminal=None)
-    run_until_sigterm(head_command(settings), head_environment(settings))
+
+    def end_cluster() -> bool:
+        """By a process of its own, which ends this one first. Should it fail, this one lives, and the next look starts another."""
+        logger.info("no run for %.0f s: ending the cluster", settings.autostop_s)
+        argv = [sys.executable, "-m", "cluster.ending", settings.cluster]
+        log = logs_dir() / f"head-{settings.cluster}.out"
+        process = spawn(argv, marker=f"ending-{settings.cluster}", env=os.environ, log=log, cwd=logs_dir())
+        os.waitpid(process.pid, 0)
+        return False
+
+    _serve(settings, lambda _: end_cluster())
+
+
+def _main_on_vm() -> None:
+    settings = VmHeadSettings.from_json(metadata.fetch(f"instance/attributes/{HEAD_ATTRIBUTE}"))
+    set_up_logging(f"head-{settings.config.name}", terminal=None)
+    folder = private_dir(home() / "head")
+    ending = folder / "ending"
+
+    def end_cluster(keeper: RayKeeper) -> bool:
+        """Ray first, whose autoscaler would make slices again; the mark lets a head that is restarted meanwhile go on."""
+        logger.info("no run for so long as cluster.autostop says: ending the cluster")
+        ending.touch()
+        keeper.end()
+        return True
+
+    if not ending.exists():
+        _serve(prepare(settings, metadata.fetch("instance/network-interfaces/0/ip").strip(), folder), end_cluster)
+    if ending.exists():
+        patiently(lambda: end_from_vm(settings.config), patience=math.inf)
+
+
+def _serve(settings: HeadSettings, end_cluster: Callable[[RayKeeper], bool]) -> None:
+    """Until SIGTERM, or until nobody has used the cluster for too long and `end_cluster` has ended it."""
+    keeper = RayKeeper(head_command(settings), head_environment(settings))
+    if settings.autostop_s is not None:
+        http = RayHttp(settings.dashboard_url, Path(settings.token_file))
+        watch_in_background(settings.autostop_s, http, time.time, lambda: end_cluster(keeper))
+    keeper.run()
+
+
+def prepare(settings: VmHeadSettings, ip: str, folder: Path) -> HeadSettings:
+    """Everything that Ray's head reads on this VM, in `folder`. At a reboot the head keeps its port, which hosts know."""
+    config = settings.config
+    file = folder / "head.json"
+    gcs_port = HeadSettings.from_json(file.read_text(encoding="utf-8")).gcs_port if file.exists() else free_port(ip, GCS_PORT)
+    token = patiently(lambda: settings.token.local_file(folder))
+    head = HeadSettings(
+        cluster=config.name,
+        instance_id=head_instance_id(config.name),
+        ip=ip,
+        dashboard_ip=ip if config.effective_head_access == "direct" else "127.0.0.1",
+        gcs_port=gcs_port,
+        dashboard_port=DASHBOARD_PORT,
+        client_port=free_port(ip),
+        metrics_port=free_port(ip),
+        token_file=str(token),
+        autoscaler_file=str(folder / "autoscaler.yaml"),
+        temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
+        autostop_s=config.autostop_seconds,
+    )
+    provider = autoscaler_config(config, host_settings(config, head.address, settings.token), settings.bundle, settings.owner)
+    write_atomic(Path(head.autoscaler_file), yaml.safe_dump(provider))
+    write_atomic(file, head.to_json())
+    return head
+
+
+def end_from_vm(config: ClusterConfig) -> None:
+    """Delete the cluster from its own head: slices, secrets, and this VM last. Raises PodlaunchError; called again, it goes on."""
+    TPUProvider.connect(config).stop()
+    services = connect(config)
+    delete_secrets(services.secrets, config.name)
+    services.instances.delete(config.effective_head_zone, head_vm_name(config.name))
 
 
 if __name__ == "__main__":

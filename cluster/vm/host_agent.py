@@ -12,7 +12,9 @@ from pathlib import Path
 from cluster.logs import set_up_logging
 from cluster.ray_env import ray_environment
 from cluster.vm import metadata
+from cluster.vm.disk import home
 from cluster.vm.metadata import HostIdentity
+from cluster.vm.patience import patiently
 from cluster.vm.ray_process import run_until_sigterm
 from cluster.vm.settings import HostSettings
 
@@ -22,9 +24,11 @@ OBJECT_STORE_BYTES = 128 * 2**20
 """Runs move their data through files, not through Ray's object store; Ray's default would claim 30 % of the memory."""
 
 
-def host_environment(identity: HostIdentity, settings: HostSettings, base: Mapping[str, str] | None = None) -> dict[str, str]:
+def host_environment(
+    identity: HostIdentity, settings: HostSettings, token_file: Path, base: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The environment of a host's Ray processes; from the four TPU_ variables Ray derives its TPU resources and labels."""
-    env = ray_environment(settings.token_file, base)
+    env = ray_environment(token_file, base)
     env |= {
         "TPU_NAME": identity.slice_name,
         "TPU_WORKER_ID": str(identity.worker_id),
@@ -66,7 +70,8 @@ def main() -> None:
     set_up_logging(f"host-{identity.slice_name}-{identity.worker_id}", terminal=None)
     logger.info("host %d of slice %s, cluster %s", identity.worker_id, identity.slice_name, settings.cluster)
     temp_dir = Path(tempfile.gettempdir()) / "ray"  # as short as can be: a socket's path is limited to 107 bytes
-    run_until_sigterm(ray_start_command(identity, settings, temp_dir), host_environment(identity, settings))
+    token = patiently(lambda: settings.token.local_file(home() / "host"))
+    run_until_sigterm(ray_start_command(identity, settings, temp_dir), host_environment(identity, settings, token))
 
 
 if __name__ == "__main__":

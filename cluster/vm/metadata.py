@@ -15,6 +15,8 @@ Fetch = Callable[[str], str]
 
 HOST_ATTRIBUTE = "podlaunch-host"
 """The custom metadata key that holds the host agent's settings as JSON; written by the node provider."""
+HEAD_ATTRIBUTE = "podlaunch-head"
+"""The same of a head VM; written by the client that creates it."""
 
 
 @dataclass(frozen=True)

@@ -44,19 +44,29 @@ class RayProcess:
             self._process.send_signal(signal.SIGTERM)
 
 
+class RayKeeper:
+    """Keeps one `ray start --block` alive until SIGTERM or `end`."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        self._command, self._env = command, dict(env)
+        self._ending = threading.Event()
+        self._ray = RayProcess(self._start, lambda seconds: self._ending.wait(seconds))
+
+    def run(self) -> None:
+        """Returns once the end was asked for and Ray is gone. To be called from the main thread."""
+        signal.signal(signal.SIGTERM, lambda *_: self.end())
+        self._ray.run(restart_delays())
+
+    def end(self) -> None:
+        """Ask for the end, from any thread."""
+        self._ending.set()
+        self._ray.end()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        logger.info("starting %s", " ".join(self._command))
+        return subprocess.Popen(self._command, env=self._env, stdin=subprocess.DEVNULL)
+
+
 def run_until_sigterm(command: Sequence[str], env: Mapping[str, str]) -> None:
     """Keep `command` alive until this process gets SIGTERM."""
-    ending = threading.Event()
-
-    def start() -> "subprocess.Popen[bytes]":
-        logger.info("starting %s", " ".join(command))
-        return subprocess.Popen(command, env=dict(env), stdin=subprocess.DEVNULL)
-
-    ray = RayProcess(start, lambda seconds: ending.wait(seconds))
-
-    def on_sigterm(*_: object) -> None:
-        ending.set()
-        ray.end()
-
-    signal.signal(signal.SIGTERM, on_sigterm)
-    ray.run(restart_delays())
+    RayKeeper(command, env).run()

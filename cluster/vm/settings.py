@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.secret_place import SecretPlace
+
 
 @dataclass(frozen=True)
 class HostSettings:
@@ -14,8 +16,8 @@ class HostSettings:
     cluster: str
     head_address: str
     """host:port of Ray's head."""
-    token_file: str
-    """The 0600 file that holds the cluster's Ray token."""
+    token: SecretPlace
+    """Where the cluster's Ray token is."""
     node_type: str
     """Ray's name for this kind of slice."""
     slice_resource: str
@@ -27,4 +29,4 @@ class HostSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HostSettings":
-        return cls(**values)
+        return cls(**{**values, "token": SecretPlace.from_dict(values["token"])})

@@ -9,6 +9,7 @@ from rich.table import Table
 from cluster import clusters, local
 from cluster.emulator.faults import PRESETS, Effect, Fault
 from cluster.emulator.profile import PROFILES
+from cluster.emulator.storage import NOT_INSTALLED
 from cluster.errors import ConfigError
 from cluster.vm.bundle import bundle_hash
 from launcher.cli.options import CONSOLE, confirm
@@ -22,12 +23,15 @@ Node = Annotated[str, typer.Argument(help="A node's id, or its whole path.")]
 @app.command("start")
 def start(
     profile: Annotated[str | None, typer.Option(help=f"How long everything takes: {', '.join(PROFILES)}.")] = None,
+    bare_image: Annotated[
+        bool, typer.Option("--bare-image", help="Hosts find nothing of ours on their disks, and install it from the cluster's bucket.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start it, or find it running. Prints where it is reached."""
     if profile is not None and profile not in PROFILES:
         raise ConfigError(f"there is no profile {profile!r}; known: {', '.join(PROFILES)}")
-    local.ensure_emulator(bundle_hash(), profile=profile)
+    local.ensure_emulator("" if bare_image else bundle_hash(), profile=profile)
     _print_endpoints(as_json)
 
 
@@ -38,8 +42,8 @@ def stop(
         bool, typer.Option("--keep-nodes", help="End the service only; the next one finds nodes and hosts again.")
     ] = False,
 ) -> None:
-    """End it, with all of its nodes and hosts."""
-    users = [cluster.name for cluster in clusters.list_clusters()]
+    """End it, with all of its nodes, instances, hosts and secrets. What its object storage holds stays."""
+    users = [cluster.name for cluster in clusters.list_unended() if cluster.config.cloud == "emulated"]
     if users and not keep_nodes:
         confirm(f"Clusters {', '.join(users)} have their slices there. End them with it?", yes)
     done = local.stop_emulator(delete_nodes=not keep_nodes)
@@ -48,20 +52,24 @@ def stop(
 
 @app.command("status")
 def status(as_json: AsJson = False) -> None:
-    """Show where it is reached, its nodes, and the faults that are set."""
+    """Show where it is reached, its nodes and instances, and the faults that are set."""
     running = local.emulator_status()
     if running is None:
         print("null" if as_json else "no emulated cloud runs")
         return
-    nodes, faults = local.ask_emulator("GET", "/nodes"), local.ask_emulator("GET", "/faults")
+    nodes, instances, faults = (local.ask_emulator("GET", path) for path in ("/nodes", "/instances", "/faults"))
     if as_json:
-        print(json.dumps({**_endpoints(), "profile": running.profile, "pid": running.pid, "nodes": nodes, "faults": faults}, indent=1))
+        cloud = {"nodes": nodes, "instances": instances, "faults": faults}
+        print(json.dumps({**_endpoints(), "profile": running.profile, "pid": running.pid, **cloud}, indent=1))
         return
     _print_endpoints(as_json=False)
-    table = Table("NODE", "ZONE", "STATE", "HOSTS", box=None)
+    table = Table("NODE OR INSTANCE", "ZONE", "STATE", "HOSTS", box=None)
     for node in nodes:
         up = sum(not (host["exited"] or host["held"]) for host in node["hosts"])
         table.add_row(node["name"].rpartition("/")[2], node["name"].split("/")[3], node["state"], f"{up}/{len(node['hosts'])}")
+    for one in instances:
+        up = not (one["exited"] or one["held"])
+        table.add_row(one["name"].rpartition("/")[2], one["name"].split("/")[3], one["status"], f"{int(up)}/1")
     CONSOLE.print(table)
     for number, rule in faults.items():
         left = "always" if rule["count"] is None else f"{rule['count']} times"
@@ -122,7 +130,9 @@ def _parse(rule: str) -> dict[str, Any]:
 
 def _endpoints() -> dict[str, str]:
     running = local.emulator_status()
-    return {} if running is None else {"grpc": running.endpoint, "rest": running.rest, "admin": running.admin}
+    if running is None:
+        return {}
+    return {"grpc": running.endpoint, "rest": running.rest, "admin": running.admin, "storage": running.storage}
 
 
 def _print_endpoints(as_json: bool) -> None:
@@ -130,4 +140,4 @@ def _print_endpoints(as_json: bool) -> None:
         print(json.dumps(_endpoints()))
         return
     for name, place in _endpoints().items():
-        CONSOLE.print(f"{name:5}  {place}", highlight=False)
+        CONSOLE.print(f"{name:7}  {place or NOT_INSTALLED}", highlight=False)

@@ -13,13 +13,16 @@ from cluster import clusters, local
 from cluster.autoscaler import host_settings
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, PodlaunchError
+from cluster.head import head_requests
 from cluster.node_names import slice_id
+from cluster.state import clusters_dir
+from cluster.token import token_place
 from cluster.tpu.lifecycle import Life
 from cluster.tpu.owner import owner_id
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.requests import plan, slice_names
 from cluster.vm.bootstrap import startup_script
-from cluster.vm.bundle import bundle_hash
+from cluster.vm.bundle import Bundle, bundle_hash
 from cluster.vm.metadata import HOST_ATTRIBUTE
 from launcher.cli.options import CONSOLE, ERRORS, confirm
 from launcher.compose import compose_cluster
@@ -33,6 +36,9 @@ def start(
     config: Annotated[Path | None, typer.Option(help="A YAML file with the same settings instead of a profile.")] = None,
     bare: Annotated[bool, typer.Option(help="Slices only, without a Ray cluster.")] = False,
     slices: Annotated[int | None, typer.Option(min=0, help="So many slices shall always be there.")] = None,
+    autostop: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Delete the cluster when no run was going on for so long, such as 2h.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the exact API requests, secrets redacted, and send none.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -41,6 +47,8 @@ def start(
     if slices is not None:
         most = max(slices, settings.effective_max_slices)
         settings = dataclasses.replace(settings, min_slices=slices, max_slices=most)
+    if autostop is not None:
+        settings = dataclasses.replace(settings, autostop=autostop)
     _print_plan(settings)
     if dry_run:
         print(json.dumps(_requests(settings, bare=bare), indent=1))
@@ -53,7 +61,7 @@ def start(
     if bare_slices.find(settings.name) is not None:
         raise ClusterError(f"slices without Ray called {settings.name!r} are up; end them with `tpu stop {settings.name}`")
     cluster = clusters.up(settings, lambda text: ERRORS.print(text, highlight=False))
-    CONSOLE.print(f"cluster {cluster.name!r} is up; dashboard {cluster.head.dashboard_url}", highlight=False, soft_wrap=True)
+    CONSOLE.print(f"cluster {cluster.name!r} is up; dashboard {cluster.head.show_url()}", highlight=False, soft_wrap=True)
 
 
 def _settings(overrides: list[str], config: Path | None) -> ClusterConfig:
@@ -71,26 +79,30 @@ def _print_plan(config: ClusterConfig) -> None:
     price = config.usd_per_slice_hour
     each = "price unknown" if price is None else f"${price:.2f} an hour each"
     shape = f"{kind.name} ({kind.topology}), {kind.hosts} hosts and {kind.chips} chips a slice"
-    ERRORS.print(f"{config.name}: {shape}, {each}", highlight=False)
+    head = f"; head on a VM, {config.head_machine_type}" if config.effective_head == "vm" else ""
+    ERRORS.print(f"{config.name}: {shape}, {each}{head}", highlight=False, soft_wrap=True)
 
 
 def _requests(config: ClusterConfig, *, bare: bool) -> list[dict[str, Any]]:
     """What would be sent. In a cluster the node provider sends it, and what only a running head knows is shown as a placeholder."""
     if bare:
         return plan(config, slice_names(config), owner=owner_id())
+    folder, bundle = clusters_dir() / config.name, Bundle(bundle_hash())
     metadata = {
-        "startup-script": startup_script(bundle_hash()),
-        HOST_ATTRIBUTE: host_settings(config, "HEAD:PORT", Path("TOKEN-FILE")).to_json(),
+        "startup-script": startup_script(bundle.hash),
+        HOST_ATTRIBUTE: host_settings(config, "HEAD:PORT", token_place(config, folder)).to_json(),
     }
     names = [slice_id(config.name, "dry-run", index) for index in range(max(config.slices, config.min_slices))]
-    return plan(config, names, owner=owner_id(), metadata=metadata)
+    head = head_requests(config, bundle, folder, owner_id())
+    return [*head, *plan(config, names, owner=owner_id(), metadata=metadata)]
 
 
 def _start_bare(config: ClusterConfig) -> None:
-    if clusters.find(config.name) is not None:
+    known = clusters.find(config.name)
+    if known is not None and known.ended is None:
         raise ClusterError(f"a cluster {config.name!r} is up; choose another name, or end it with `tpu stop {config.name}`")
     if config.cloud == "emulated":
-        config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle_hash()))
+        config = local.with_local_endpoints(config, bundle_hash())
     bare_slices.remember(config)
     provider = TPUProvider.connect(config)
     try:

@@ -13,13 +13,14 @@ from cluster.clusters import Cluster
 from cluster.config import ClusterConfig
 from cluster.durations import short_duration
 from cluster.errors import ConfigError, PodlaunchError
+from cluster.leftovers import Leftover
 from cluster.tpu.lifecycle import BILLED
 from cluster.tpu.orphans import Orphan
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import read_refusals
 from cluster.tpu.status import SliceStatus, slice_status
 from launcher.cli.options import CONSOLE
-from launcher.cli.places import orphans_everywhere
+from launcher.cli.places import Orphans, clusters_elsewhere, orphans_everywhere
 
 
 def status(
@@ -53,23 +54,54 @@ def _rows() -> list[dict[str, Any]]:
     rows = [_describe(cluster) for cluster in clusters.list_clusters()]
     rows += [_describe_bare(one) for one in bare.list_bare()]
     problems: list[str] = []
-    orphans = [orphan for _, orphan in orphans_everywhere(problems.append)]
-    if orphans or problems:
-        rows.append({"kind": "orphans", "slices": [_orphan_row(one) for one in orphans], "problem": "; ".join(problems) or None})
+    found = orphans_everywhere(problems.append, thorough=False)
+    elsewhere = _owned_elsewhere(found, problems.append)
+    rows += [_describe_elsewhere(cluster) for cluster in elsewhere]
+    left = [orphans.without({cluster.name for cluster in elsewhere}) for orphans in found]
+    orphan_rows = [row for orphans in left for row in (*map(_orphan_row, orphans.slices), *map(_leftover_row, orphans.others))]
+    if orphan_rows or problems:
+        rows.append({"kind": "orphans", "slices": orphan_rows, "problem": "; ".join(problems) or None})
     return rows
+
+
+def _owned_elsewhere(found: list[Orphans], problem: Callable[[str], None]) -> list[Cluster]:
+    """Living clusters that other machines made: what belongs to them is no orphan."""
+    heads = {
+        one.cluster for orphans in found for one in orphans.others if one.kind == "head VM" and not one.ours and one.state == "RUNNING"
+    }
+    return [cluster for cluster in clusters_elsewhere(problem) if cluster.name in heads] if heads else []
 
 
 def _describe(cluster: Cluster) -> dict[str, Any]:
     row = _head_row("cluster", cluster.config, cluster.created)
-    row |= {"head": "UP" if cluster.alive() else "DOWN", "dashboard": cluster.head.dashboard_url}
-    row |= {"refusals": list(_refusals(cluster))}
+    row |= {"head": "UNKNOWN", "dashboard": "", "ended": cluster.ended, "elsewhere": False, "refusals": []}
     try:
-        joined = [node.slice_name for node in cluster.http.nodes() if node.alive] if cluster.alive() else []
-        for one in cluster.provider().get_status().slices:
-            row["slices"].append(_slice_row(one, cluster.config, joined.count(one.name)))
+        cluster = clusters.notice_autostop(cluster)
+        if cluster.ended is not None:
+            return row | {"head": "ENDED", "ended": cluster.ended}
+        alive = cluster.alive()
+        row |= {"head": "UP" if alive else "DOWN", "refusals": list(_refusals(cluster))}
+        row["dashboard"] = cluster.head.show_url() if alive else ""
+        _add_slices(row, cluster, [node.slice_name for node in cluster.http.nodes() if node.alive] if alive else [])
     except PodlaunchError as error:
         row["problem"] = str(error)
     return row
+
+
+def _describe_elsewhere(cluster: Cluster) -> dict[str, Any]:
+    """Without a look into its Ray, for which its token would have to be fetched."""
+    row = _head_row("cluster", cluster.config, cluster.created)
+    row |= {"head": "UP", "dashboard": f"use it with `tpu start {cluster.name}`", "ended": None, "elsewhere": True, "refusals": []}
+    try:
+        _add_slices(row, cluster, None)
+    except PodlaunchError as error:
+        row["problem"] = str(error)
+    return row
+
+
+def _add_slices(row: dict[str, Any], cluster: Cluster, joined: list[str] | None) -> None:
+    for one in cluster.provider().get_status().slices:
+        row["slices"].append(_slice_row(one, cluster.config, None if joined is None else joined.count(one.name)))
 
 
 def _refusals(cluster: Cluster) -> Iterator[str]:
@@ -133,6 +165,23 @@ def _orphan_row(orphan: Orphan) -> dict[str, Any]:
     }
 
 
+def _leftover_row(leftover: Leftover) -> dict[str, Any]:
+    age = None if leftover.created is None else round(time.time() - leftover.created)
+    return {
+        "name": leftover.name,
+        "type": leftover.kind,
+        "zone": leftover.zone,
+        "state": leftover.state,
+        "reason": None,
+        "hosts_ready": None,
+        "hosts": 0,
+        "age_s": age,
+        "usd_per_hour": None if leftover.kind == "head VM" else 0.0,
+        "cluster": leftover.cluster,
+        "ours": leftover.ours,
+    }
+
+
 def _show(rows: list[dict[str, Any]]) -> None:
     if all(row["kind"] == "orphans" for row in rows):
         CONSOLE.print("no cluster is up", highlight=False)
@@ -146,7 +195,11 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 def _title_cluster(row: dict[str, Any]) -> None:
     age = short_duration(time.time() - row["created"])
-    CONSOLE.print(f"cluster {row['name']}  head {row['head']}  {age}  {row['dashboard']}", highlight=False, soft_wrap=True)
+    if row["ended"] is not None:
+        CONSOLE.print(f"cluster {row['name']}  {row['ended']}; `tpu start` brings it up again", highlight=False, soft_wrap=True)
+        return
+    made = "  made on another machine" if row["elsewhere"] else ""
+    CONSOLE.print(f"cluster {row['name']}  head {row['head']}  {age}  {row['dashboard']}{made}", highlight=False, soft_wrap=True)
     if not row["slices"]:
         CONSOLE.print("  no slices; the first run brings them", highlight=False)
 
@@ -158,7 +211,7 @@ def _title_bare(row: dict[str, Any]) -> None:
 
 def _title_orphans(row: dict[str, Any]) -> None:
     if row["slices"]:
-        text = "slices that no cluster known here owns; `tpu stop --orphans` deletes those that were made from here"
+        text = "what no cluster known here owns; `tpu stop --orphans` deletes what was made from here"
         CONSOLE.print(text, highlight=False, soft_wrap=True)
 
 
@@ -171,7 +224,8 @@ def _table(slices: list[dict[str, Any]]) -> Table:
         price = "?" if one["usd_per_hour"] is None else f"{one['usd_per_hour']:.2f}"
         hosts = str(one["hosts"]) if one["hosts_ready"] is None else f"{one['hosts_ready']}/{one['hosts']}"
         said = one["state"] if one["reason"] is None else f"{one['state']}: {one['reason']}"
+        age = "" if one["age_s"] is None else short_duration(one["age_s"])
         origin = "" if one.get("ours", True) else ", made elsewhere"
         name = f"{one['name']} (of {one['cluster']}{origin})" if "cluster" in one else one["name"]
-        table.add_row(name, one["type"], one["zone"], hosts, said, short_duration(one["age_s"]), price)
+        table.add_row(name, one["type"], one["zone"], hosts, said, age, price)
     return table

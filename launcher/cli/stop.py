@@ -1,6 +1,5 @@
 """`tpu stop`: end a cluster; nothing of it is left, neither process nor slice."""
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -8,19 +7,20 @@ import typer
 from cluster import bare, clusters, local
 from cluster.clusters import Cluster
 from cluster.errors import ClusterError, PodlaunchError
-from cluster.tpu.api import TpuApi
-from cluster.tpu.orphans import delete_orphan
 from cluster.tpu.provider import TPUProvider
+from cluster.tunnel import TunnelError
 from cluster.vm.bundle import bundle_hash
 from launcher import app, jobs
 from launcher.cli.options import CONSOLE, ERRORS, confirm
-from launcher.cli.places import orphans_everywhere
+from launcher.cli.places import clusters_elsewhere, orphans_everywhere
 from launcher.runs import FINAL, RunDirectory, RunState
 
 
 def stop(
     name: Annotated[str | None, typer.Argument(help="The cluster; needed only when there are several.")] = None,
-    orphans: Annotated[bool, typer.Option("--orphans", help="Delete the slices that no cluster owns, instead of a cluster.")] = False,
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="Delete slices, head VMs and secrets that no cluster owns, instead of a cluster.")
+    ] = False,
     any_owner: Annotated[bool, typer.Option("--any-owner", help="With --orphans: also those that another machine or user made.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -32,9 +32,13 @@ def stop(
     if without_ray is not None:
         _stop_bare(without_ray, yes=yes)
         return
-    cluster = _which(name)
+    cluster = which(name, ended=True)
     if cluster is None:
         CONSOLE.print("no cluster is up", highlight=False)
+        return
+    if cluster.ended is not None:
+        clusters.stop(cluster, lambda text: ERRORS.print(text, highlight=False))
+        CONSOLE.print(f"cluster {cluster.name!r} is {cluster.ended}; its record is removed", highlight=False)
         return
     runs = unfinished_runs(cluster)
     for run in runs:
@@ -49,19 +53,23 @@ def stop(
 def _stop_orphans(*, any_owner: bool, yes: bool) -> None:
     problems: list[str] = []
     everything = orphans_everywhere(problems.append)
-    found = [(place, orphan) for place, orphan in everything if orphan.ours or any_owner]
-    for _, orphan in found:
-        CONSOLE.print(f"{orphan.item.name} in {orphan.item.zone}, of cluster {orphan.cluster!r}: {orphan.item.state}", highlight=False)
-    if len(found) < len(everything):
-        text = f"{len(everything) - len(found)} more were made by another machine or user; --any-owner deletes them as well"
-        ERRORS.print(text, highlight=False, soft_wrap=True)
-    if found:
-        confirm(f"Delete these {len(found)} slices?", yes)
-    for (endpoint, project), orphan in found:
-        api = TpuApi(endpoint, project)
-        delete_orphan(api, orphan)
-        api.close()
-    CONSOLE.print(f"{len(found)} slices are being deleted" if found else "there are no orphans", highlight=False)
+    found = everything if any_owner else [orphans.only_ours() for orphans in everything]
+    for orphans in found:
+        for slice_ in orphans.slices:
+            CONSOLE.print(f"{slice_.item.name} in {slice_.item.zone}, of cluster {slice_.cluster!r}: {slice_.item.state}", highlight=False)
+        for other in orphans.others:
+            place = f" in {other.zone}" if other.zone else ""
+            CONSOLE.print(f"{other.kind} {other.name}{place}, of cluster {other.cluster!r}: {other.state}", highlight=False)
+    count, more = sum(map(len, found)), sum(map(len, everything)) - sum(map(len, found))
+    if more:
+        ERRORS.print(f"{more} more were made by another machine or user; --any-owner deletes them as well", highlight=False, soft_wrap=True)
+    slices = sum(len(orphans.slices) for orphans in found)
+    what = f"{slices} slices" if slices == count else f"{slices} slices, {count - slices} head VMs and secrets"
+    if count:
+        confirm(f"Delete these {what}?", yes)
+    for orphans in found:
+        orphans.delete()
+    CONSOLE.print(f"{what} are being deleted" if count else "there are no orphans", highlight=False)
     if problems:
         raise ClusterError("\n".join(problems))
 
@@ -71,17 +79,17 @@ def _bare(name: str | None) -> bare.BareSlices | None:
     if name is not None:
         return bare.find(name)
     found = bare.list_bare()
-    return found[0] if len(found) == 1 and not clusters.list_clusters() else None
+    return found[0] if len(found) == 1 and not clusters.list_unended() else None
 
 
 def _stop_bare(slices: bare.BareSlices, *, yes: bool) -> None:
     config = slices.config
     confirm(f"Stop the slices of {config.name!r}?", yes)
     if config.cloud == "emulated":
-        config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle_hash()))
+        config = local.with_local_endpoints(config, bundle_hash())
     count = TPUProvider.connect(config).stop()
     bare.forget(config.name)
-    configs = [cluster.config for cluster in clusters.list_clusters()] + [one.config for one in bare.list_bare()]
+    configs = [cluster.config for cluster in clusters.list_unended()] + [one.config for one in bare.list_bare()]
     if config.cloud == "emulated" and not any(other.cloud == "emulated" for other in configs):
         local.stop_emulator()
     CONSOLE.print(f"{config.name!r} is stopped, with its {count} slices", highlight=False)
@@ -89,20 +97,34 @@ def _stop_bare(slices: bare.BareSlices, *, yes: bool) -> None:
 
 def unfinished_runs(cluster: Cluster) -> list[RunDirectory]:
     """The cluster's runs that have no final state yet."""
-    if not cluster.alive():
-        return []
-    found = [RunDirectory(path) for path in jobs.run_directories(cluster)]
+    try:
+        if not cluster.alive() or not cluster.token_file.exists():
+            return []
+    except PodlaunchError:
+        return []  # what cannot be asked must be stopped all the same
+    try:
+        found = [RunDirectory(path) for path in jobs.run_directories(cluster)]
+    except TunnelError:
+        return []  # no way to the head: its runs end with it
     return [run for run in found if (status := run.status()) is not None and status.state not in FINAL and status.cluster == cluster.name]
 
 
-def _which(name: str | None) -> Cluster | None:
-    known = clusters.list_clusters()
+def which(name: str | None, *, ended: bool = False) -> Cluster | None:
+    """The cluster that is meant: named, or the only one here. A name that is unknown here is looked for in the project.
+
+    `ended`: also one that has ended by itself. Raises PodlaunchError when there are several, or none of that name.
+    """
+    known = clusters.list_clusters() if ended else clusters.list_unended()
     names = [cluster.name for cluster in known] + [one.config.name for one in bare.list_bare()]
     if name is None and len(names) > 1:
         raise PodlaunchError(f"several clusters are up, name one: {', '.join(names)}")
     if name is None:
         return known[0] if known else None
-    found = clusters.find(name)
-    if found is None:
-        raise PodlaunchError(f"there is no cluster {name!r}; up: {', '.join(names) or 'none'}")
-    return found
+    found = next((cluster for cluster in known if cluster.name == name), None)
+    if found is not None:
+        return found
+    problems: list[str] = []
+    for cluster in clusters_elsewhere(problems.append, name):
+        return cluster
+    reasons = "".join(f"; {problem}" for problem in problems)
+    raise PodlaunchError(f"there is no cluster {name!r}; up: {', '.join(names) or 'none'}{reasons}")

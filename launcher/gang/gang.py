@@ -1,7 +1,6 @@
 """The gang of one run on Ray: its slices, its runners, their children. All that the supervisor needs of Ray is here."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,6 +9,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
+from cluster.secret_place import SecretPlace
 from launcher.gang.placement import Host, complete, living_hosts, process_environment
 from launcher.gang.runner import Event, Runner
 from launcher.runs import RunDirectory
@@ -21,13 +21,13 @@ EVENT_WAIT_S = 20.0
 class Gang:
     """Slices are reserved first, then hosts appear, then runners are placed on them."""
 
-    def __init__(self, directory: RunDirectory, config: ClusterConfig, slice_resource: str, secrets_file: Path | None) -> None:
+    def __init__(self, directory: RunDirectory, config: ClusterConfig, slice_resource: str, secrets: SecretPlace | None) -> None:
         kind = config.accelerator
         self._peak_flops = kind.peak_bf16_tflops * 1e12 * kind.chips * config.slices
         self._directory = directory
         self._config = config
         self._slice_resource = slice_resource
-        self._secrets_file = secrets_file
+        self._secrets = secrets
         self._groups: list[PlacementGroup] = []
         self._runners: list[Any] = []
         self._pending: dict[Any, int] = {}
@@ -84,7 +84,7 @@ class Gang:
                     **process_environment(self.hosts, index, port, megascale_port),
                 },
                 str(self._directory.log(attempt, index)),
-                None if self._secrets_file is None else str(self._secrets_file),
+                None if self._secrets is None else self._secrets.to_json(),
             )
             for index, runner in enumerate(self._runners)
         ]

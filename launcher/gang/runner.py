@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
 from launcher import code
 
@@ -102,7 +103,7 @@ class Runner:
             for listener in sockets:
                 listener.close()
 
-    def start(self, attempt: int, environment: Mapping[str, str], log: str, secrets_file: str | None) -> None:
+    def start(self, attempt: int, environment: Mapping[str, str], log: str, secrets: str | None) -> None:
         """Start the training process of this host. Raises OSError when it cannot be started."""
         self.kill()
         self._events = queue.Queue()  # what an earlier child said is over
@@ -113,7 +114,7 @@ class Runner:
             "PYTHONSAFEPATH": "1",
             "PODLAUNCH_USER_CODE": str(unpacked / "user"),
             "PODLAUNCH_COMPILATION_CACHE": str(cache_dir() / "compilation"),
-            **_read_secrets(secrets_file),
+            **_read_secrets(secrets),
             **environment,
         }
         argv = [sys.executable, "-m", "launcher.training.child", str(self._run_dir), "--attempt", str(attempt)]
@@ -143,11 +144,11 @@ class Runner:
             self._child = None
 
 
-def _read_secrets(path: str | None) -> dict[str, str]:
-    """The values of the secrets that the run names; they live in a 0600 file and in the child's environment, nowhere else."""
-    if path is None:
+def _read_secrets(place: str | None) -> dict[str, str]:
+    """The values of the secrets that the run names. `place`: a SecretPlace as JSON; they live there and in the child's environment."""
+    if place is None:
         return {}
-    values: dict[str, str] = json.loads(Path(path).read_text(encoding="utf-8"))
+    values: dict[str, str] = json.loads(SecretPlace.from_json(place).read())
     return values
 
 

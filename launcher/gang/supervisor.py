@@ -19,6 +19,7 @@ import ray
 
 from cluster.autoscaler import slice_resource
 from cluster.logs import set_up_logging
+from cluster.secret_place import SecretPlace
 from launcher.gang.evidence import Cause, HostFailure, classify
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.record import RunRecord, failure_of
@@ -197,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--job", required=True)
-    parser.add_argument("--secrets-file", type=Path)
+    parser.add_argument("--secrets", type=SecretPlace.from_json, metavar="JSON", help="where they are, not what they are")
     arguments = parser.parse_args()
     directory = RunDirectory(arguments.run_dir)
     set_up_logging(f"supervisor-{directory.run_id}", terminal=logging.INFO)
@@ -207,7 +208,7 @@ def main() -> None:
     record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.cluster.usd_per_hour)
     record.enter(RunState.STARTING, "connecting to Ray")
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
-    gang = Gang(directory, config.cluster, slice_resource(config.cluster), arguments.secrets_file)
+    gang = Gang(directory, config.cluster, slice_resource(config.cluster), arguments.secrets)
     supervisor = Supervisor(directory, gang, record, config.run.max_restarts)
     signal.signal(signal.SIGTERM, supervisor.interrupt)
     try:
@@ -218,8 +219,8 @@ def main() -> None:
         record.enter(RunState.FAILED, "", reason=f"the supervisor failed: {type(error).__name__}: {error}", ended_at=time.time())
         raise
     finally:
-        if arguments.secrets_file is not None:
-            arguments.secrets_file.unlink(missing_ok=True)
+        if arguments.secrets is not None:
+            arguments.secrets.delete()
     print(json.dumps({"run": directory.run_id, "state": record.status.state}))
 
 

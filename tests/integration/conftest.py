@@ -114,3 +114,17 @@ def home() -> Iterator[Home]:
         shutil.rmtree(base)
     assert stopped.returncode == 0, f"{stopped.stdout}{stopped.stderr} (state kept in {base})"
     assert not left, f"left behind: {left} (state kept in {base})"
+
+
+@pytest.fixture
+def alone() -> Iterator[Home]:
+    """A home of the test's own, for what would disturb the others."""
+    base = Path(tempfile.mkdtemp(prefix="podlaunch-test-"))
+    (base / "work").mkdir()
+    home = Home(base / "work", base / "state")
+    yield home
+    home.tpu("stop", "-y", limit=120)
+    left = home.processes()
+    for process in left:
+        process.send_signal(signal.SIGKILL)
+    shutil.rmtree(base)

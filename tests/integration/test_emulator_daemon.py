@@ -19,9 +19,13 @@ from google.api_core.retry import Retry
 from google.cloud import tpu_v2
 from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcTransport
 
+from cluster import processes
+from cluster.cloud_errors import DeadlineExceededError
+from cluster.emulator.storage import storage_marker
 from cluster.errors import ClusterError
-from cluster.local import emulator_status, ensure_emulator, stop_emulator
+from cluster.local import LocalEndpoints, ask_emulator, emulator_status, ensure_emulator, stop_emulator
 from cluster.state import emulator_dir
+from cluster.storage import Bucket
 
 PARENT = "projects/my-project/locations/us-central2-b"
 # Writes what the host finds around it, then stays.
@@ -47,7 +51,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def client(state: Path) -> Iterator[tpu_v2.TpuClient]:  # the state directory must be the test's own first
-    channel = grpc.insecure_channel(ensure_emulator("cafe"), options=[("grpc.max_reconnect_backoff_ms", 200)])
+    channel = grpc.insecure_channel(ensure_emulator("cafe").grpc, options=[("grpc.max_reconnect_backoff_ms", 200)])
     yield tpu_v2.TpuClient(transport=TpuGrpcTransport(channel=channel))
     channel.close()
 
@@ -132,7 +136,7 @@ def test_kill_of_the_daemon_keeps_nodes_hosts_and_addresses(client: tpu_v2.TpuCl
     hosts = {process.pid for process in sleepers(state)}
     os.kill(running.pid, signal.SIGKILL)
     wait(lambda: emulator_status() is None)
-    assert ensure_emulator("cafe") == running.endpoint
+    assert ensure_emulator("cafe") == LocalEndpoints(running.endpoint, running.rest, running.storage)
     wait(lambda: answers(client))
     assert client.get_node(name=before.name, timeout=10) == before
     assert {process.pid for process in sleepers(state)} >= hosts
@@ -227,3 +231,68 @@ def test_daemon_does_not_import_ray_or_jax() -> None:
     code = "import sys, cluster.emulator.__main__ as m; print(sorted({'ray', 'jax', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def stored(patience: float = 20.0, request: float = 5.0) -> Bucket:
+    running = emulator_status()
+    assert running is not None
+    return Bucket("my-bucket", running.storage, "my-project", patience=patience, request=request)
+
+
+def kill_daemon() -> None:
+    running = emulator_status()
+    assert running is not None
+    os.kill(running.pid, signal.SIGKILL)
+    wait(lambda: emulator_status() is None)
+
+
+@pytest.mark.usefixtures("client")
+def test_objects_outlive_the_daemon_and_even_the_stop(tmp_path: Path) -> None:
+    bucket = stored()
+    bucket.ensure()
+    (tmp_path / "file").write_text("kept")
+    assert bucket.upload_once(tmp_path / "file", "x")
+    kill_daemon()
+    assert bucket.read("x") == b"kept"  # the process serves on
+    assert ensure_emulator("cafe").storage == bucket.endpoint
+    assert not bucket.upload_once(tmp_path / "file", "x")
+    kill_daemon()
+    stop_emulator()
+    assert list(processes.members(storage_marker(emulator_dir()))) == []
+    assert ensure_emulator("cafe").storage == bucket.endpoint
+    assert bucket.read("x") == b"kept"
+    stop_emulator()
+    assert list(processes.members(storage_marker(emulator_dir()))) == []
+
+
+@pytest.mark.usefixtures("client")
+def test_storage_is_made_unreachable_and_reachable_again() -> None:
+    stored().ensure()
+    ask_emulator("POST", "/storage", {"reachable": False})
+    with pytest.raises(DeadlineExceededError):
+        stored(patience=0.5, request=0.2).list()
+    kill_daemon()
+    ensure_emulator("cafe")
+    with pytest.raises(DeadlineExceededError):  # until somebody says otherwise
+        stored(patience=0.5, request=0.2).list()
+    ask_emulator("POST", "/storage", {"reachable": True})
+    assert stored().list() == []
+    with pytest.raises(ClusterError, match="reachable must be true or false"):
+        ask_emulator("POST", "/storage", {"reachable": "no"})
+
+
+def test_bare_image_is_empty_and_a_reboot_keeps_what_was_installed(state: Path) -> None:
+    script = """
+    ls -A "$PODLAUNCH_HOME" >> "$HOME/found"
+    mkdir -p "$PODLAUNCH_HOME"
+    echo mine > "$PODLAUNCH_HOME/bundle.sha256"
+    touch "$HOME/done"
+    """
+    with grpc.insecure_channel(ensure_emulator("").grpc) as channel:
+        create(tpu_v2.TpuClient(transport=TpuGrpcTransport(channel=channel)), script=script)
+    wait(booted)
+    nodes = ask_emulator("GET", "/nodes")
+    wait(lambda: all(host["exited"] for host in ask_emulator("GET", "/nodes")[0]["hosts"]))
+    ask_emulator("POST", "/host", {"node": nodes[0]["name"], "worker": 0, "action": "boot"})
+    wait(lambda: (disks()[0] / "home" / "found").read_text() == "bundle.sha256\n")
+    assert (disks()[1] / "home" / "found").read_text() == ""

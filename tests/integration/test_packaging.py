@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.vm.bundle import bundle_hash
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ("launcher", "cluster", "conf", "hydra_plugins")
 
@@ -64,3 +66,17 @@ def test_the_installed_command_composes_from_its_own_conf(installed: Path, tmp_p
 
 def test_console_scripts_are_made(installed: Path) -> None:
     assert {path.name for path in (installed / "bin").iterdir()} >= {"tpu", "podlaunch"}
+
+
+def test_an_installation_makes_the_same_bundle_as_the_checkout(installed: Path, tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path; from cluster.vm import bundle, wheel, wheelhouse; print(bundle.__file__); print(bundle.bundle_hash()); "
+        "print(wheel.build_wheel(Path('.')).name); print(wheelhouse.LOCK_FILE.read_text())"
+    )
+    result = run(installed, tmp_path, "-c", program)
+    assert result.returncode == 0, result.stderr
+    file, found, wheel, *lock = result.stdout.splitlines()
+    assert Path(file).is_relative_to(installed)
+    assert found == bundle_hash()
+    assert (tmp_path / wheel).stat().st_size > 100_000
+    assert "\n".join(lock).strip() == (ROOT / "requirements.lock").read_text().strip()

@@ -2,11 +2,8 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,19 +13,6 @@ from cluster.state import short_dir
 from tests.integration.conftest import Home, eventually
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture
-def alone() -> Iterator[Home]:
-    base = Path(tempfile.mkdtemp(prefix="podlaunch-test-"))
-    (base / "work").mkdir()
-    home = Home(base / "work", base / "state")
-    yield home
-    home.tpu("stop", "-y", limit=120)
-    left = home.processes()
-    for process in left:
-        process.send_signal(signal.SIGKILL)
-    shutil.rmtree(base)
 
 
 def slices_ready(home: Home) -> bool:
@@ -71,9 +55,9 @@ def test_stop_leaves_nothing_behind(alone: Home) -> None:
 def test_a_cluster_whose_head_was_killed_is_cleaned_up_and_started_anew(alone: Home) -> None:
     assert alone.tpu("start", "--slices", "1").returncode == 0
     eventually(lambda: slices_ready(alone), "both hosts joined", limit=120)
-    record = json.loads((alone.state / "clusters" / "local" / "cluster.json").read_text())
+    record = json.loads((alone.state / "clusters" / "local" / "process.json").read_text())
     old = set(alone.processes())
-    os.kill(record["process"]["pid"], signal.SIGKILL)
+    os.kill(record["pid"], signal.SIGKILL)
     assert json.loads(alone.tpu("status", "--json").stdout)[0]["head"] == "DOWN"
     again = alone.tpu("start")
     assert again.returncode == 0, again.stderr

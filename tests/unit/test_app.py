@@ -1,6 +1,5 @@
 """What becomes of a run whose supervisor is gone; Ray's head is an HTTP server of the test's own."""
 
-import dataclasses
 import json
 import os
 import threading
@@ -15,13 +14,17 @@ import pytest
 from cluster.clusters import Cluster
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, ConfigError
+from cluster.head_here import HereHead
 from cluster.processes import ProcessRecord
+from cluster.state import cluster_dir
+from cluster.vm.bundle import Bundle
 from cluster.vm.head_agent import HeadSettings
 from launcher import app, jobs
 from launcher.app import guarded
 from launcher.config import DataConfig, LaunchConfig, ModelConfig
 from launcher.runs import RunDirectory, RunState, RunStatus
 
+BUNDLE = Bundle("bundle")
 CONFIG = ClusterConfig(name="c", accelerator_type="v4-16", cloud="emulated")
 
 
@@ -67,10 +70,12 @@ def head() -> Iterator[Head]:
 def cluster(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """Its agent is this very process, so it is alive."""
     monkeypatch.setenv("PODLAUNCH_STATE_DIR", str(tmp_path / "state"))
-    token = tmp_path / "token"
-    token.write_text("the-token\n")
-    settings = HeadSettings("c", "c-head", "127.0.0.1", 1, head.server.server_port, 2, 3, str(token), "", str(tmp_path))
-    return Cluster(CONFIG, settings, ProcessRecord(os.getpid(), psutil.Process().create_time(), "m"), "bundle", 0.0)
+    folder = cluster_dir("c")
+    (folder / "token").write_text("the-token\n")
+    ip, port = "127.0.0.1", head.server.server_port
+    settings = HeadSettings("c", "c-head", ip, ip, 1, port, 2, 3, str(folder / "token"), "", str(tmp_path))
+    (folder / "process.json").write_text(json.dumps(vars(ProcessRecord(os.getpid(), psutil.Process().create_time(), "m"))))
+    return Cluster(CONFIG, HereHead(CONFIG, BUNDLE, folder, settings), BUNDLE, 0.0)
 
 
 @pytest.fixture
@@ -82,7 +87,8 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def gone(cluster: Cluster) -> Cluster:
-    return dataclasses.replace(cluster, process=ProcessRecord(2**22 + 1, 0.0, "m"))
+    (cluster.folder / "process.json").write_text(json.dumps(vars(ProcessRecord(2**22 + 1, 0.0, "m"))))
+    return cluster
 
 
 def test_a_run_whose_job_lives_is_left_alone(cluster: Cluster, run: RunDirectory, head: Head) -> None:

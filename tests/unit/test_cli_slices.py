@@ -41,6 +41,10 @@ def config_file(tmp_path: Path, **more: Any) -> str:
     return str(path)
 
 
+def at(emulator: Embedded) -> dict[str, str]:
+    return {"endpoint": emulator.endpoint, "secrets_endpoint": emulator.endpoint, "compute_endpoint": emulator.rest}
+
+
 def tpu(*arguments: str) -> Result:
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -52,12 +56,18 @@ def test_dry_run_prints_requests_only_and_needs_no_cloud(tmp_path: Path) -> None
     assert [request["path"].rpartition("=")[2] for request in requests] == ["mine-0", "mine-1"]
     assert requests[0]["body"]["tpu"]["nodeSpec"][0]["node"]["acceleratorType"] == "v4-16"
     with_ray = json.loads(tpu("start", "--dry-run", "--config", config_file(tmp_path, queued_resource=False)).stdout)
-    assert with_ray[0]["path"].startswith(f"/v2/projects/my-project/locations/{ZONE}/nodes?nodeId=mine-")
-    assert "cluster.vm.host_agent" in with_ray[0]["body"]["metadata"]["startup-script"]
+    *head, slice_0, _ = with_ray
+    assert slice_0["path"].startswith(f"/v2/projects/my-project/locations/{ZONE}/nodes?nodeId=mine-")
+    assert "cluster.vm.host_agent" in slice_0["body"]["metadata"]["startup-script"]
+    secret, version, vm = head
+    assert secret["path"] == "/v1/projects/my-project/secrets?secretId=podlaunch-mine-token"
+    assert version["body"] == {"payload": {"data": "<redacted>"}}
+    assert (vm["path"], vm["body"]["name"]) == (f"/compute/v1/projects/my-project/zones/{ZONE}/instances", "podlaunch-mine-head")
+    assert "accessConfigs" not in vm["body"]["networkInterfaces"][0], "no address on the internet unless it is asked for"
 
 
 def test_bare_slices_are_shown_and_stopped_by_name(tmp_path: Path, emulator: Embedded) -> None:
-    started = tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint))
+    started = tpu("start", "--bare", "-y", "--config", config_file(tmp_path, **at(emulator)))
     assert "mine-1" in started.stdout
     (row,) = json.loads(tpu("status", "--json").stdout)
     assert (row["kind"], row["name"], [one["state"] for one in row["slices"]]) == ("bare", "mine", ["READY", "READY"])
@@ -67,10 +77,10 @@ def test_bare_slices_are_shown_and_stopped_by_name(tmp_path: Path, emulator: Emb
 
 
 def test_slices_of_a_forgotten_cluster_are_orphans_until_they_are_deleted(tmp_path: Path, emulator: Embedded, state: Path) -> None:
-    tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint))
+    tpu("start", "--bare", "-y", "--config", config_file(tmp_path, **at(emulator)))
     (state / "bare" / "mine.json").unlink()
     # Another cluster in the same project leads the commands there.
-    tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint, name="other", slices=1))
+    tpu("start", "--bare", "-y", "--config", config_file(tmp_path, **at(emulator), name="other", slices=1))
     api = TpuApi(emulator.endpoint, "my-project")
     stranger = NodeRequest("far-0", lookup("v4-8"), "tpu-ubuntu2204-base", labels={"podlaunch-cluster": "far", "podlaunch-owner": "f" * 12})
     api.create_queued_resource(ZONE, QueuedRequest(stranger, 600.0))
@@ -118,5 +128,5 @@ def test_watch_shows_until_it_is_interrupted_and_does_not_mix_with_json() -> Non
 def test_quota_used_up_is_told_and_nothing_is_remembered(tmp_path: Path, emulator: Embedded) -> None:
     emulator.cloud.set_quota("us-central2", "v4", 0)
     with pytest.raises(Exception, match="quota used up"):
-        tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint))
+        tpu("start", "--bare", "-y", "--config", config_file(tmp_path, **at(emulator)))
     assert json.loads(tpu("status", "--json").stdout) == []

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ClusterError
+from cluster.secret_place import SecretPlace
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.host_agent import host_environment, ray_start_command
 from cluster.vm.metadata import HostIdentity, read_identity
 from cluster.vm.ray_process import RayProcess, restart_delays
 from cluster.vm.settings import HostSettings
 
-SETTINGS = HostSettings("c", "10.0.0.9:6379", "/state/token", "v4-16", "podlaunch-slice-v4-16", 4)
+SETTINGS = HostSettings("c", "10.0.0.9:6379", SecretPlace(file="/state/token"), "v4-16", "podlaunch-slice-v4-16", 4)
 METADATA = {
     "instance/attributes/agent-worker-number": "1\n",
     "instance/attributes/worker-network-endpoints": "unknown:1:10.0.0.1,unknown:2:10.0.0.2",
@@ -49,7 +50,7 @@ def test_a_missing_or_impossible_worker_id_never_becomes_zero(worker: str) -> No
 def test_only_worker_0_carries_the_autoscalers_instance_and_the_slices_resource(worker: int) -> None:
     identity = HostIdentity("mine-0", worker, ("10.0.0.1", "10.0.0.2"), "v4-16", "2x2x2")
     leaked = {"RAY_CLOUD_INSTANCE_ID": "the-head", "RAY_NODE_TYPE_NAME": "head", "MEGASCALE_SLICE_ID": "7", "PATH": "/bin"}
-    env = host_environment(identity, SETTINGS, leaked)
+    env = host_environment(identity, SETTINGS, Path("/state/token"), leaked)
     assert env.get("RAY_CLOUD_INSTANCE_ID") == ("mine-0" if worker == 0 else None)
     assert "MEGASCALE_SLICE_ID" not in env
     assert (env["RAY_AUTH_MODE"], env["RAY_AUTH_TOKEN_PATH"], env["PATH"]) == ("token", "/state/token", "/bin")

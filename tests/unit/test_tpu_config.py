@@ -33,6 +33,11 @@ CONFIGS = st.builds(
     startup_commands=st.lists(st.sampled_from(["apt-get install -y jq", "echo 'a: b' # \u00fc\n\ttrue", "modprobe x"]), max_size=3),
     idle_minutes=st.none() | st.floats(0.1, 1e6),
     cloud=st.sampled_from(["google", "emulated"]),
+    head=st.sampled_from([None, "here", "vm"]),
+    head_access=st.sampled_from([None, "tunnel", "direct"]),
+    head_zone=st.sampled_from([None, "us-east5-a"]),
+    head_external_ip=st.booleans(),
+    autostop=st.none() | st.from_regex(r"[1-9][0-9]{0,2}[hm]", fullmatch=True),
 )
 
 
@@ -92,6 +97,36 @@ def test_from_dict_several_wrong_values_give_a_line_each() -> None:
         ClusterConfig.from_dict({"name": "Mine", "accelerator_type": "v4-17", "slices": 0, "min_slices": 3, "max_slices": 2})
     lines = str(caught.value).splitlines()
     assert [line.split()[0] for line in lines] == ["cluster.name", "cluster.accelerator_type", "cluster.slices", "cluster.max_slices"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"head": "there"}, "did you mean 'here'?"),
+        ({"head_access": "tunel"}, "did you mean 'tunnel'?"),
+        ({"head_zone": "us-east5"}, "cluster.head_zone 'us-east5': a zone looks like"),
+        ({"head_machine_type": "big"}, "cluster.head_machine_type 'big': a machine type looks like e2-standard-4"),
+        ({"autostop": "two hours"}, "cluster.autostop 'two hours' is no length of time such as 90s"),
+        ({"autostop": "1s"}, "cluster.autostop '1s': at least 5s"),
+        ({"autostop": 7200}, "autostop: expected text, got 7200"),
+    ],
+)
+def test_wrong_settings_of_the_head_are_one_line_each(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ClusterConfig.from_dict({"name": "mine", "accelerator_type": "v4-16", **settings})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_where_the_head_is_and_how_it_is_reached_follows_from_the_cloud() -> None:
+    google = ClusterConfig("mine", accelerator_type="v4-8", zones=["us-east5-a", "us-east5-b"])
+    emulated = ClusterConfig("mine", accelerator_type="v4-8", cloud="emulated")
+    assert (google.effective_head, google.effective_head_access, google.effective_head_zone) == ("vm", "tunnel", "us-east5-a")
+    assert (emulated.effective_head, emulated.effective_head_access, emulated.effective_head_zone) == ("here", "direct", "us-central2-b")
+    assert [one.shares_files for one in (google, emulated)] == [False, True]
+    assert not dataclasses.replace(emulated, head="vm").shares_files
+    assert not dataclasses.replace(google, head="here").shares_files
+    assert dataclasses.replace(google, autostop="1h30m").autostop_seconds == 5400.0
 
 
 def test_from_yaml_reads_what_is_there_and_says_what_is_wrong(tmp_path: Path) -> None:
