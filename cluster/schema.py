@@ -83,7 +83,12 @@ def _convert_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in args:
         return None
     candidates = [arg for arg in args if arg is not type(None)]
-    return _convert(value, candidates[0], where)
+    for candidate in candidates[:-1]:
+        if isinstance(value, candidate) and not isinstance(value, bool):
+            return value
+    if len(candidates) > 1 and not isinstance(value, candidates[-1]):
+        raise ConfigError(f"{where}: expected {' or '.join(_describe(candidate) for candidate in candidates)}, got {value!r}")
+    return _convert(value, candidates[-1], where)
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

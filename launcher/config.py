@@ -24,10 +24,13 @@ from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
 from cluster.schema import build, did_you_mean, to_plain
 from launcher.models.variants import VARIANTS, Variant
+from launcher.training.saving import parse_every
 
 RUN_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 DATA_SOURCES = ("python_stdlib", "text", "jsonl")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+RESUME_TOPICS = ("model", "data", "seed", "batch_size", "seq_len", "compute_dtype", "optimizer")
+"""What must not change on a resume unless `run.allow` names it (launcher/curve.py)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class RunConfig:
     """Which of cluster.node_types the run uses; null: the cluster's own type."""
     resume: bool = False
     """Go on with the run of this name from its newest good checkpoint."""
+    allow: list[str] = field(default_factory=list)
+    """What a resume may find changed: any of model, data, seed, batch_size, seq_len, compute_dtype, optimizer."""
     code: str | None = None
     """A folder of your own modules to ship with the run; importable in the training processes only."""
     max_restarts: int = 10
@@ -58,6 +63,9 @@ class RunConfig:
         if self.resume and self.name is None:
             raise ConfigError("run.resume=true needs run.name=<the run to go on with>")
         _at_least("run.max_restarts", self.max_restarts, 0)
+        for topic in self.allow:
+            if topic not in RESUME_TOPICS:
+                raise ConfigError(f"run.allow: {topic!r} is nothing that a resume checks{did_you_mean(topic, RESUME_TOPICS)}")
 
 
 @dataclass(frozen=True)
@@ -166,12 +174,19 @@ class TrainerConfig:
     log_every: int = 5
     eval_batches: int = 8
     """Held-out batches of the evaluation before the first step and after the last."""
-    checkpoint_every: int = 20
+    checkpoint_every: int | str = 20
+    """Steps (20), a length of time (10m), or auto: from what a checkpoint costs and how often the run fails."""
     keep_checkpoints: int = 3
+    """How many of the newest checkpoints are kept."""
+    keep_every: int | None = None
+    """Besides these, the first checkpoint at or after every multiple of so many steps is kept for good."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seq_len", "log_every", "eval_batches", "checkpoint_every", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "seq_len", "log_every", "eval_batches", "keep_checkpoints"):
             _at_least(f"trainer.{name}", getattr(self, name), 1)
+        if self.keep_every is not None:
+            _at_least("trainer.keep_every", self.keep_every, 1)
+        parse_every(self.checkpoint_every)
         _at_least("trainer.warmup_steps", self.warmup_steps, 0)
         if self.seq_len < 8:
             raise ConfigError(f"trainer.seq_len {self.seq_len}: a sequence needs at least 8 tokens")

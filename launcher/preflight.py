@@ -7,6 +7,7 @@ from pathlib import Path
 from cluster.errors import ConfigError
 from launcher.code import pack
 from launcher.config import LaunchConfig
+from launcher.curve import check_same_curve, meaning_of
 from launcher.data.sources import check_source
 from launcher.runs import FINAL, RunDirectory, RunState, RunStatus, new_run_id
 
@@ -29,11 +30,7 @@ def prepare_run(config: LaunchConfig) -> tuple[RunDirectory, bytes]:
 
 def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus | None) -> None:
     """Raises ConfigError when `config` cannot go on where `before` stopped."""
-    if config.model != before.model:
-        raise ConfigError(
-            f"run.resume=true with another model: the run trained {before.model.variant}, this asks for {config.model.variant}; "
-            f"use model.variant={before.model.variant}, or give the new model a run.name of its own"
-        )
+    check_same_curve(meaning_of(before.training), meaning_of(config.training), config.run.allow, "the run")
     if status is not None and status.state is RunState.SUCCEEDED and config.trainer.steps <= status.step:
         raise ConfigError(f"the run is finished at step {status.step}; to train it further give trainer.steps above that")
 

@@ -35,6 +35,10 @@ class TrainBatches:
         first = step * self.batch_size
         return _assemble(self.data, np.array([self._row(first + i) for i in range(start, stop)], np.int64))
 
+    def ids(self, step: int) -> list[int]:
+        """The rows of the packed set that make up the batch of optimizer step `step` (counted from 0)."""
+        return [self._row(step * self.batch_size + i) for i in range(self.batch_size)]
+
     def _row(self, index: int) -> int:
         epoch, place = divmod(index, self.data.rows)
         return int(_permutation(self.seed, epoch, self.data.rows)[place])

@@ -79,8 +79,10 @@ def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.Exit
     from launcher.config import LaunchConfig
     from launcher.training.job import Preempted, TrainingJob
 
-    config = LaunchConfig.from_yaml(run_dir / "config.yaml").training
-    job = opened.enter_context(TrainingJob(config, run_dir, reporter, attempt=attempt, peak_flops=peak_flops()))
+    config = LaunchConfig.from_yaml(run_dir / "config.yaml")
+    job = opened.enter_context(
+        TrainingJob(config.training, run_dir, reporter, attempt=attempt, peak_flops=peak_flops(), allow=config.run.allow)
+    )
     code = EXIT_DONE
     try:
         job.prepare()

@@ -6,6 +6,7 @@ What it leaves in `output`: metrics.jsonl, tensorboard/, checkpoints/<step>/, an
 """
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,22 +15,27 @@ from typing import Self
 import jax
 
 from launcher.config import TrainingConfig
+from launcher.curve import meaning_of
 from launcher.data.batches import EvalBatches, TrainBatches
 from launcher.data.cache import PackedData, open_packed
 from launcher.data.tokenizer import ByteTokenizer, Tokenizer
-from launcher.training.checkpoint import Checkpoints
+from launcher.runs import RunDirectory
+from launcher.training.checkpoint import FOLDER, Checkpoints
 from launcher.training.export import export_model
-from launcher.training.loop import Loop, Preempted
+from launcher.training.history import history_of
+from launcher.training.loop import Loop, NonFinite, Preempted
 from launcher.training.mesh import Layout, make_layout
 from launcher.training.metrics import MetricsWriter
 from launcher.training.optimizer import make_optimizer
 from launcher.training.preemption import StopSignal
-from launcher.training.processes import check_same, is_main
+from launcher.training.processes import check_same, from_main, is_main
 from launcher.training.reporter import Reporter, SilentReporter
+from launcher.training.retention import Retention
+from launcher.training.saving import History, make_saving, parse_every
 from launcher.training.state import Blueprint, TrainState, make_blueprint
 from launcher.training.step import CompiledSteps, compile_steps, put_batch
 
-__all__ = ["Preempted", "TrainingJob", "TrainingResult"]
+__all__ = ["NonFinite", "Preempted", "TrainingJob", "TrainingResult"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class TrainingResult:
 class TrainingJob:
     """Trains what `config` says into the folder `output`; goes on from the newest good checkpoint there.
 
-    `peak_flops` is the sum over all chips of the run, in FLOP/s; without it no MFU is reported. Other exceptions than those named at
+    `peak_flops` is the sum over all chips of the run, in FLOP/s; without it no MFU is reported. `allow` names what a resume may find
+    changed (`run.allow`). Other exceptions than those named at
     the methods are bugs or JAX's own (out of memory, a lost peer).
     """
 
@@ -60,9 +67,10 @@ class TrainingJob:
         *,
         attempt: int = 0,
         peak_flops: float | None = None,
+        allow: Collection[str] = (),
     ) -> None:
         self.config, self.output, self.attempt = config, output, attempt
-        self.peak_flops = peak_flops
+        self.peak_flops, self.allow = peak_flops, allow
         self.reporter = reporter or SilentReporter()
         self.tokenizer: Tokenizer = ByteTokenizer()
         self._open = contextlib.ExitStack()
@@ -79,7 +87,8 @@ class TrainingJob:
     def prepare(self) -> None:
         """Mesh, data, compiled steps, and a state that is new or restored.
 
-        Raises ConfigError (mesh or data do not fit), CheckpointError (none usable), PodlaunchError (hosts disagree about the data).
+        Raises ConfigError (mesh or data do not fit, or a resume finds other settings), CheckpointError (none usable), PodlaunchError
+        (hosts disagree about the data).
         """
         layout = make_layout(self.config.check_devices(len(jax.devices())))
         stop = StopSignal()
@@ -89,10 +98,8 @@ class TrainingJob:
         blueprint = make_blueprint(self.config, layout, make_optimizer(self.config))
         steps = compile_steps(blueprint)
         self._phase("restoring")
-        checkpoints = self._open.enter_context(
-            contextlib.closing(Checkpoints(self.output, self.config.trainer.keep_checkpoints, self.reporter))
-        )
-        state = checkpoints.restore(blueprint)
+        checkpoints = self._open.enter_context(contextlib.closing(self._checkpoints(data)))
+        state = checkpoints.restore(blueprint.abstract)
         if state is None:
             self._phase("initializing")
             state = blueprint.init()
@@ -100,12 +107,14 @@ class TrainingJob:
         self._ready = _Prepared(layout, data, steps, blueprint, checkpoints, metrics, stop, state)
 
     def execute(self) -> TrainingResult:
-        """Evaluate, train, evaluate, save, export. Raises Preempted after SIGTERM, with the state saved at a step boundary."""
+        """Evaluate, train, evaluate, save, export. Raises Preempted after SIGTERM, with the state saved at a step boundary;
+        NonFinite when a step's loss is none; CheckpointError when a save failed.
+        """
         ready, trainer = self._prepared(), self.config.trainer
         first = int(ready.state.step)
         before = self._evaluate("before", first) if first == 0 else None
         self._phase("training")
-        loss = self._loop(ready).run(first)
+        loss = self._loop(ready, first).run(first)
         self._phase("saving")
         ready.checkpoints.save(int(ready.state.step), ready.state)
         after = self._evaluate("after", trainer.steps)
@@ -137,11 +146,20 @@ class TrainingJob:
         check_same("the training data", data.key)
         return data
 
-    def _loop(self, ready: "_Prepared") -> Loop:
+    def _checkpoints(self, data: PackedData) -> Checkpoints:
+        trainer = self.config.trainer
+        retention = Retention(trainer.keep_checkpoints, trainer.keep_every)
+        meaning = meaning_of(self.config, data.key)
+        return Checkpoints(self.output / FOLDER, retention, self.reporter, meaning=meaning, allow=self.allow)
+
+    def _loop(self, ready: "_Prepared", first: int) -> Loop:
+        history = history_of(RunDirectory(self.output).events()) if is_main() else History()
+        every = parse_every(self.config.trainer.checkpoint_every)
         return Loop(
             config=self.config,
             batches=TrainBatches(ready.data.train, self.config.trainer.batch_size, self.config.trainer.seed),
             ready=ready,
+            saving=make_saving(every, first, agree=from_main, cost=lambda: ready.checkpoints.cost, history=history),
             reporter=self.reporter,
             peak_flops=self.peak_flops,
         )

@@ -1,11 +1,14 @@
 """The training loop: one step after another until the last, or until the run is told to stop."""
 
+import math
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 
+from cluster.errors import PodlaunchError
 from launcher.config import TrainingConfig
 from launcher.data.batches import TrainBatches
 from launcher.training.checkpoint import Checkpoints
@@ -13,8 +16,14 @@ from launcher.training.mesh import Layout
 from launcher.training.metrics import MetricsWriter, StepRecord
 from launcher.training.preemption import StopSignal
 from launcher.training.reporter import Reporter, StepThrottle
+from launcher.training.saving import Saving
 from launcher.training.state import TrainState
 from launcher.training.step import CompiledSteps, StepMetrics, put_batch
+
+CHECKED_BEHIND = 2
+"""So many steps after it was started a step's loss is looked at: late enough that the device never waits for the host."""
+
+ROWS_TOLD = 64
 
 
 class Preempted(Exception):
@@ -23,6 +32,10 @@ class Preempted(Exception):
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped at step {step}, state saved")
         self.step = step
+
+
+class NonFinite(PodlaunchError):
+    """The loss or the gradient of a step is no finite number."""
 
 
 class LoopState(Protocol):
@@ -43,12 +56,15 @@ class Loop:
     config: TrainingConfig
     batches: TrainBatches
     ready: LoopState
+    saving: Saving
     reporter: Reporter
     peak_flops: float | None
     """Sum over all chips, FLOP/s."""
     _throttle: StepThrottle = field(init=False)
     _marked: tuple[int, float] = field(init=False)
     """The last logged step and when it was done."""
+    _unchecked: deque[tuple[int, StepMetrics]] = field(init=False, default_factory=deque)
+    """Steps whose loss nobody has looked at."""
 
     def __post_init__(self) -> None:
         self._throttle = StepThrottle(self.config.trainer.steps)
@@ -56,23 +72,50 @@ class Loop:
         self._wait_each = jax.default_backend() == "cpu"
 
     def run(self, first: int) -> float | None:
-        """Steps first + 1 to `trainer.steps`; the loss of the last logged one. Raises Preempted."""
+        """Steps first + 1 to `trainer.steps`; the loss of the last logged one. Raises Preempted, NonFinite, CheckpointError."""
         ready, trainer = self.ready, self.config.trainer
         loss: float | None = None
         self._marked = (first, time.monotonic())
         for step in range(first + 1, trainer.steps + 1):
             if ready.stop.reached(step):
+                self._check(up_to=step - 1)
                 self._stop(step - 1)
             ready.state, metrics = ready.steps.train(ready.state, put_batch(self.batches, step - 1, ready.layout))
             if self._wait_each:
                 jax.block_until_ready((ready.state, metrics))  # type: ignore[no-untyped-call]  # JAX's
+            save = self.saving.due(step) and step < trainer.steps
+            self._unchecked.append((step, metrics))
+            self._check(up_to=step if save or self._wait_each or self._is_logged(step) else step - CHECKED_BEHIND)
             record = self._record(step, metrics) if self._is_logged(step) else None
             loss = record.loss if record else loss
             self._report(step, record)
-            if step % trainer.checkpoint_every == 0 and step < trainer.steps:
+            if save:
                 ready.checkpoints.save(step, ready.state)
             ready.checkpoints.poll()
         return loss
+
+    def _check(self, up_to: int) -> None:
+        """Raises NonFinite for the first step that has no finite loss or gradient, on all processes alike; waits for these steps.
+
+        Every save is preceded by the check of all its steps: no checkpoint holds what such a step left.
+        """
+        while self._unchecked and self._unchecked[0][0] <= up_to:
+            step, metrics = self._unchecked.popleft()
+            for name in ("loss", "grad_norm"):
+                value = float(getattr(metrics, name))
+                if not math.isfinite(value):
+                    self.ready.checkpoints.wait()  # of an earlier step, and as good as any
+                    raise NonFinite(self._describe(step, name, value))
+
+    def _describe(self, step: int, name: str, value: float) -> str:
+        good = self.ready.checkpoints.newest
+        rows = ", ".join(map(str, self.batches.ids(step - 1)[:ROWS_TOLD]))
+        more = ", ..." if self.batches.batch_size > ROWS_TOLD else ""
+        kept = "no checkpoint was made yet" if good is None else f"checkpoint {good} is from before it"
+        return (
+            f"{name} is {value} at step {step}, training stopped; its batch is rows {rows}{more} of the packed training data; {kept}; "
+            "lower trainer.lr or trainer.max_grad_norm, or take these rows out, then go on with run.resume=true run.allow=[optimizer,data]"
+        )
 
     def _is_logged(self, step: int) -> bool:
         trainer = self.config.trainer

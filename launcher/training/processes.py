@@ -9,6 +9,8 @@ from jax.experimental import multihost_utils
 
 from cluster.errors import PodlaunchError
 
+TEXT_BYTES = 500
+
 
 def is_main() -> bool:
     """Whether this is process 0, the one that decides and writes what is written once."""
@@ -20,6 +22,18 @@ def from_main(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def first_text(mine: str | None) -> str | None:
+    """The text of the first process that has one, on every process, cut to TEXT_BYTES; None when none has."""
+    if jax.process_count() == 1:
+        return mine
+    sent = np.zeros(TEXT_BYTES, np.uint8)
+    content = np.frombuffer((mine or "").encode()[:TEXT_BYTES], np.uint8)
+    sent[: len(content)] = content
+    gathered = np.asarray(multihost_utils.process_allgather(sent))
+    texts = [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in gathered]
+    return next((text for text in texts if text), None)
 
 
 def wait_for_all(name: str) -> None:

@@ -2,7 +2,7 @@
 
     phase                 {phase}       connecting data compiling restoring initializing evaluating training saving exporting
     step                  {step, total_steps, loss, tokens_per_second, mfu}     nulls when the step was not logged
-    checkpoint            {step}        committed, with its manifest
+    checkpoint            {step, blocking_s, write_s}   committed, with its manifest; seconds that training stood still, seconds in all
     checkpoint_set_aside  {step, reason}
     restored              {step}
     evaluation            {when: before | after, step, loss}

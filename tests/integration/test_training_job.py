@@ -1,6 +1,7 @@
 """A whole job in one process: results, meshes, damaged checkpoints, resumes."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,15 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cluster.errors import ConfigError
 from launcher.config import LaunchConfig, TrainingConfig
+from launcher.data.batches import TrainBatches
+from launcher.data.cache import open_packed
+from launcher.data.tokenizer import ByteTokenizer
 from launcher.training.checkpoint import CheckpointError
-from launcher.training.job import TrainingJob, TrainingResult
+from launcher.training.job import NonFinite, TrainingJob, TrainingResult
+from launcher.training.manifest import verify
+from launcher.training.storage import LocalStorage
 from tests.integration.training_gang import Gang, metrics, write_config
 
 
@@ -150,8 +157,10 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(finished: Path, tmp_pa
 
     run = copy(finished, tmp_path)
     monkeypatch.setitem(VARIANTS, "gemma3-nano", dataclasses.replace(VARIANTS["gemma3-nano"], d_ff=384))
-    with pytest.raises(CheckpointError, match=r"checkpoints/8 does not fit this model"):
+    with pytest.raises(ConfigError, match=r"checkpoint 8 was made with other settings: model.d_ff from \d+ to 384;"):
         train(run, attempt=1)
+    with pytest.raises(CheckpointError, match=r"checkpoints/8 does not fit this model"):
+        train(run, attempt=1, allow=["model"])
 
 
 def test_a_torn_last_line_of_metrics_does_not_swallow_the_next(finished: Path, tmp_path: Path) -> None:
@@ -194,3 +203,23 @@ def test_bfloat16_learns_and_exports_bfloat16(tmp_path: Path) -> None:
     assert result.held_out_after < result.held_out_before - 1
     header = (run / "export" / "model.safetensors").read_bytes()[8:400]
     assert b'"BF16"' in header
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_rows_and_the_last_checkpoint_stands(tmp_path: Path) -> None:
+    run = write_config(tmp_path / "run", lr=1e30, steps=1000, log_every=100, warmup_steps=0, checkpoint_every=1)
+    with pytest.raises(NonFinite) as caught:
+        train(run)
+    line = str(caught.value)
+    found = re.fullmatch(
+        r"(loss|grad_norm) is (nan|inf) at step (\d+), training stopped; its batch is rows ([\d, ]+) of .*; "
+        r"checkpoint (\d+) is from before it; .*run.resume=true run.allow=\[optimizer,data\]",
+        line,
+    )
+    assert found, line
+    step, rows, good = int(found[3]), found[4].split(", "), int(found[5])
+    assert len(rows) == 8
+    assert good == step - 1
+    config = training(run)
+    data = open_packed(config.data, ByteTokenizer(), config.trainer.seq_len)
+    assert [int(row) for row in rows] == TrainBatches(data.train, 8, config.trainer.seed).ids(step - 1)
+    assert verify(LocalStorage(run / "checkpoints"), str(good)) is None

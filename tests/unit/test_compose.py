@@ -33,6 +33,11 @@ def test_every_cluster_profile_composes(profile: str) -> None:
     assert config.model.variant == ("gemma3-nano" if profile == "local" else "gemma3-1b")
 
 
+@pytest.mark.parametrize(("override", "expected"), [("10m", "10m"), ("auto", "auto"), ("20", 20)])
+def test_checkpoints_are_made_by_steps_by_time_or_automatically(override: str, expected: int | str) -> None:
+    assert load(compose_config([f"trainer.checkpoint_every={override}"])).trainer.checkpoint_every == expected
+
+
 @pytest.mark.parametrize("name", options("trainer"))
 def test_every_trainer_option_composes(name: str) -> None:
     load(compose_config([f"trainer={name}"]))

@@ -55,10 +55,21 @@ def test_an_unfinished_run_is_neither_started_twice_nor_resumed(tmp_path: Path, 
             prepare_run(config_for(tmp_path, run={"name": "old", "resume": resume}))
 
 
-def test_a_resume_with_another_model_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("groups", "told", "allow"),
+    [
+        ({"model": {"variant": "gemma3-270m"}}, "model.variant from gemma3-nano to gemma3-270m", "model"),
+        ({"trainer": {"seed": 7}}, "trainer.seed from 0 to 7", "seed"),
+        ({"data": {"source": "python_stdlib", "max_bytes": 9}}, "data.max_bytes from None to 9", "data"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused_unless_it_is_allowed(
+    tmp_path: Path, groups: dict[str, dict[str, Any]], told: str, allow: str
+) -> None:
     existing(tmp_path, RunState.STOPPED)
-    with pytest.raises(ConfigError, match="with another model: the run trained gemma3-nano, this asks for gemma3-270m"):
-        prepare_run(config_for(tmp_path, run={"name": "old", "resume": True}, model={"variant": "gemma3-270m"}))
+    with pytest.raises(ConfigError, match=f"the run was made with other settings: {told};.*run.allow=.{allow}.$"):
+        prepare_run(config_for(tmp_path, run={"name": "old", "resume": True}, **groups))
+    prepare_run(config_for(tmp_path, run={"name": "old", "resume": True, "allow": [allow]}, **groups))
 
 
 def test_a_finished_run_is_resumed_only_to_train_further(tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
-"""What a child tells its supervisor, and the manifest of a checkpoint. No JAX here."""
+"""What a child tells its supervisor. No JAX here."""
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
-from launcher.training.manifest import MANIFEST, verify, write_manifest
 from launcher.training.reporter import EVENT_FD_VARIABLE, PipeReporter, SilentReporter, StepThrottle, reporter_from_environment
 
 
@@ -49,42 +47,3 @@ def test_throttle_lets_first_last_and_logged_steps_through() -> None:
     assert throttle.passes(10, has_metrics=False)
     now[0] = 0.5
     assert throttle.passes(4, has_metrics=False)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "weights").write_bytes(b"0123456789")
-    (tmp_path / "_METADATA").write_text("{}")
-    write_manifest(tmp_path)
-    return tmp_path
-
-
-def test_manifest_agrees_with_untouched_files(checkpoint: Path) -> None:
-    assert verify(checkpoint) is None
-
-
-def test_manifest_finds_flipped_bytes(checkpoint: Path) -> None:
-    (checkpoint / "d" / "weights").write_bytes(b"0123456780")
-    assert verify(checkpoint) == "the checksum of d/weights does not agree"
-
-
-def test_manifest_finds_truncation(checkpoint: Path) -> None:
-    (checkpoint / "d" / "weights").write_bytes(b"012")
-    assert verify(checkpoint) == "d/weights has 3 bytes instead of 10"
-
-
-def test_manifest_finds_a_missing_file(checkpoint: Path) -> None:
-    (checkpoint / "d" / "weights").unlink()
-    assert verify(checkpoint) == "d/weights is missing"
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', '{"files": {"a": 1}}'])
-def test_a_damaged_manifest_is_a_reason_not_a_crash(checkpoint: Path, text: str) -> None:
-    (checkpoint / MANIFEST).write_text(text)
-    assert verify(checkpoint) == "its manifest is damaged"
-
-
-def test_no_manifest_is_a_reason(checkpoint: Path) -> None:
-    (checkpoint / MANIFEST).unlink()
-    assert verify(checkpoint) == "it has no manifest"

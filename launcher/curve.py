@@ -1,0 +1,59 @@
+"""What gives a loss curve its meaning: a run goes on from a checkpoint only when all of it is as it was, or the user says so.
+
+Free to change on a resume: the cluster, the mesh, the number of hosts, trainer.steps (the learning rate decays over the new number),
+logging, evaluation and checkpointing.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from cluster.errors import ConfigError
+from launcher.config import RESUME_TOPICS, TrainingConfig
+
+Meaning = Mapping[str, Any]
+"""Dotted setting -> value, as plain JSON."""
+
+_OPTIMIZER = ("lr", "warmup_steps", "final_lr_fraction", "weight_decay", "beta1", "beta2", "epsilon", "max_grad_norm")
+_TRAINER = {name: name for name in ("seed", "batch_size", "seq_len", "compute_dtype")} | dict.fromkeys(_OPTIMIZER, "optimizer")
+_CONTENT = "data.content"
+assert set(RESUME_TOPICS) == {"model", "data", *_TRAINER.values()}
+
+
+def meaning_of(config: TrainingConfig, data_key: str | None = None) -> dict[str, Any]:
+    """`data_key` is the digest of the packed data; None where the data is not at hand. Its path does not matter, its content does."""
+    shape = {f"model.{name}": value for name, value in vars(config.model.shape).items() if name not in ("summary", "default_lr")}
+    data = {f"data.{name}": getattr(config.data, name) for name in ("source", "held_out", "max_bytes")}
+    trainer = {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER}
+    trainer["trainer.lr"] = config.learning_rate
+    content = {} if data_key is None else {_CONTENT: data_key}
+    return {"model.variant": config.model.variant, **shape, **data, **trainer, **content}
+
+
+def check_same_curve(before: Meaning, now: Meaning, allow: Collection[str], where: str) -> None:
+    """Raises ConfigError, one line, naming what changed from what to what, unless all of it is in `allow`."""
+    changed = [name for name in _changes(before, now) if _topic(name) not in allow]
+    if not changed:
+        return
+    told = [f"{name} from {before.get(name)} to {now.get(name)}" for name in changed if name != _CONTENT]
+    if _CONTENT in changed:
+        told.append(f"the content of the data (digest {before[_CONTENT][:8]} to {now[_CONTENT][:8]})")
+    topics = ",".join(dict.fromkeys(_topic(name) for name in changed))
+    raise ConfigError(
+        f"{where} was made with other settings: {'; '.join(told)}; change them back, choose another run.name, "
+        f"or go on all the same with run.allow=[{topics}]"
+    )
+
+
+def _changes(before: Meaning, now: Meaning) -> list[str]:
+    """Settings that both know and that differ, without those that another one's change explains."""
+    names = [name for name in now if name in before and before[name] != now[name]]
+    if "model.variant" in names:  # its shape and its default learning rate
+        return [name for name in names if name == "model.variant" or not (_topic(name) == "model" or name == "trainer.lr")]
+    if any(name != _CONTENT and (_topic(name) == "data" or name == "trainer.seq_len") for name in names):
+        return [name for name in names if name != _CONTENT]
+    return names
+
+
+def _topic(name: str) -> str:
+    group, setting = name.split(".", 1)
+    return _TRAINER[setting] if group == "trainer" else group
