@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from cluster import bare as bare_slices
 from cluster import local
 from cluster.autoscaler import autoscaler_config, host_settings, node_type
 from cluster.config import ClusterConfig
@@ -96,6 +97,16 @@ def list_clusters() -> list[Cluster]:
     return [cluster for name in names if (cluster := find(name)) is not None]
 
 
+def check_name(name: str, *, bare: bool) -> None:
+    """Raises ClusterError when slices without Ray use the cluster's name, or, with `bare`, a cluster uses theirs: both would call the
+    same slices their own.
+    """
+    if bare and find(name) is not None:
+        raise ClusterError(f"a cluster {name!r} is up; choose another name, or end it with `tpu stop {name}`")
+    if not bare and bare_slices.find(name) is not None:
+        raise ClusterError(f"slices without Ray called {name!r} are up; choose another cluster.name, or end them with `tpu stop {name}`")
+
+
 def check_fits(cluster: Cluster, wanted: ClusterConfig) -> None:
     """Raises ClusterError when the running cluster cannot serve `wanted`."""
     has, wants = node_type(cluster.config), node_type(wanted)
@@ -113,6 +124,7 @@ def up(config: ClusterConfig, progress: Progress) -> Cluster:
     Raises ClusterError when it cannot be brought up, or is up and cannot serve `config`.
     """
     with _exclusive(config.name):
+        check_name(config.name, bare=False)
         cluster = find(config.name)
         if cluster is not None and cluster.alive():
             check_fits(cluster, config)

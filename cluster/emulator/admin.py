@@ -6,6 +6,7 @@ POST   /host                   {node, worker, action}    action: kill, hang, wak
 POST   /state                  {node, state}
 GET    /faults                 {number: rule}            POST /faults    a rule, or {preset, ...}: {"id": number}
 DELETE /faults/NUMBER          DELETE /faults
+GET    /limits                 {capacity: [...], quota: [...], unreachable: [zone]}
 POST   /capacity               {zone, what, amount}      amount null: without limit
 POST   /quota                  {place, generation, amount, spot?}
 POST   /reachable              {zone, reachable}
@@ -39,6 +40,7 @@ class Admin:
             ("GET", "/faults"): lambda _: {number: rule.to_dict() for number, rule in cloud.faults.rules().items()},
             ("POST", "/faults"): lambda values: {"id": cloud.faults.add(Fault.from_dict(values))},
             ("DELETE", "/faults"): lambda _: cloud.faults.clear(),
+            ("GET", "/limits"): lambda _: cloud.limits(),
             ("POST", "/capacity"): lambda values: cloud.set_capacity(values["zone"], values["what"], values["amount"]),
             ("POST", "/quota"): lambda values: cloud.set_quota(
                 values["place"], values["generation"], values["amount"], spot=values.get("spot", False)

@@ -5,6 +5,7 @@ repeated only after a look has said that the first try came to nothing (CreateNo
 the look tells besides that a try whose answer was lost has succeeded).
 """
 
+import contextlib
 import functools
 import random
 import re
@@ -36,6 +37,7 @@ ALL_ZONES = "-"
 """In a listing: every zone at once."""
 _STUMBLES = (TransientError, DeadlineExceededError)
 _RATE_PAUSE_S = 5.0
+_TOKEN_TIMEOUT_S = 10.0
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # 4 MiB by default; a longer list fails with RESOURCE_EXHAUSTED, which looks like quota
     ("grpc.enable_http_proxy", 0),
@@ -63,7 +65,7 @@ class TpuApi:
         """`endpoint`: host:port of a plaintext service, None for Google's own. `timeout`: seconds one try may take. `patience`: seconds
         after which a call is not repeated any more. `client`: a ready client instead of one made here. `new_id`: makes request ids.
 
-        Raises PermissionDeniedError when Google's service is meant and there are no credentials.
+        Raises CredentialsError when Google's service is meant and there are no credentials, or none that work.
         """
         self.project = project
         self._timeout, self._patience = timeout, patience
@@ -212,9 +214,24 @@ def make_client(endpoint: str | None, project: str) -> "TpuClient":
     if endpoint is not None:
         return tpu_v2.TpuClient(transport=TpuGrpcTransport(channel=grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)))
     try:
-        return tpu_v2.TpuClient()
+        return tpu_v2.TpuClient(credentials=_credentials())
     except GoogleAuthError as error:
         raise from_exception(error, resource=f"project {project}") from error
+
+
+@functools.cache
+def _credentials() -> Any:
+    """Application Default Credentials with a token already: a call made with bad ones would be tried again and again, since the client
+    reports them as UNAVAILABLE. Raises GoogleAuthError.
+    """
+    import google.auth
+    from google.auth.exceptions import TransportError
+    from google.auth.transport.requests import Request
+
+    found, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+    with contextlib.suppress(TransportError):  # no network says nothing about the credentials; the calls themselves are repeated and tell
+        found.refresh(functools.partial(Request(), timeout=_TOKEN_TIMEOUT_S))  # type: ignore[no-untyped-call]  # google-auth's own
+    return found
 
 
 def _exists(look: Callable[[], object]) -> bool:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cluster.tpu.errors import DeadlineExceededError, PreemptedError, RateLimitedError, TPUError, TransientError
+from cluster.tpu.errors import REFUSALS, DeadlineExceededError, PreemptedError, RateLimitedError, TPUError, TransientError
 from cluster.tpu.lifecycle import Action, Life
 from cluster.tpu.slices import ClusterSlice, best_first
 
@@ -30,11 +30,14 @@ class Bringup:
         labels: Mapping[str, str],
         metadata: Mapping[str, str],
         progress: Callable[[str], None],
+        before_asking: Callable[[], None],
     ) -> None:
+        """`before_asking` is called before each request that creates something."""
         self._provider, self._names, self._labels, self._metadata, self._progress = provider, names, labels, metadata, progress
         self._seen: dict[str, str] = dict.fromkeys(names, "not asked for yet")
         self._ready: set[str] = set()
         self._before: set[tuple[str, str]] | None = None
+        self._before_asking = before_asking
         self._made: set[str] = set()
         """The names that this call has tried to create."""
 
@@ -80,6 +83,7 @@ class Bringup:
         return item.step.wanted if item is not None else Action.CREATE
 
     def _create(self, names: Sequence[str]) -> None:
+        self._before_asking()
         self._made.update(names)  # before the requests: an interrupt must not make us forget them
         made = self._provider.create_slices(names, labels=self._labels, metadata=self._metadata)
         for name, result in zip(names, made, strict=True):
@@ -90,7 +94,7 @@ class Bringup:
             elif isinstance(result, _PASSING):
                 log.info("%s", result)
             else:
-                raise result
+                raise self._provider.refusal(name, when=False) if isinstance(result, REFUSALS) else result
 
     def _say(self, name: str, text: str) -> None:
         if self._seen[name] != text:

@@ -5,6 +5,7 @@ TPUError
 ├── StockoutError          the zone has no capacity now; another zone may
 ├── ReservationError       the reservation has no capacity left
 ├── PermissionDeniedError  this identity may not do that
+├── CredentialsError       there is no identity: no credentials, or none that Google accepts
 ├── ApiDisabledError       the Cloud TPU API is off in the project
 ├── NotInZoneError         the zone lacks that accelerator type, or is closed to the project; it will stay so
 ├── InvalidRequestError    the service does not accept the request as it is
@@ -48,7 +49,7 @@ class TPUError(PodlaunchError):
         self.zone = zone
         self.code = code
         """google.rpc.Code, where known."""
-        place = f"{resource} in {zone}" if zone else resource
+        place = f"{resource} in {'all zones' if zone == '-' else zone}" if zone else resource
         super().__init__(f"{place}: {self.summary}: {self.words or 'no reason given'}; {next_step or self.next_step}")
 
 
@@ -81,18 +82,25 @@ class PermissionDeniedError(TPUError):
     next_step = "grant roles/tpu.admin to this identity, or log in as another (gcloud auth application-default login)"
 
 
+class CredentialsError(TPUError):
+    summary = "no usable credentials"
+    next_step = "run: gcloud auth application-default login, or let GOOGLE_APPLICATION_CREDENTIALS name a service account's key file"
+
+
 class ApiDisabledError(TPUError):
     summary = "the Cloud TPU API is disabled"
     next_step = "run: gcloud services enable tpu.googleapis.com"
 
 
 class NotInZoneError(TPUError):
+    exit_code = 2
     summary = "not available in this zone"
     next_step = "choose another zone, or a type that this one has (gcloud compute tpus accelerator-types list --zone ZONE)"
     another_zone_may_help = True
 
 
 class InvalidRequestError(TPUError):
+    exit_code = 2
     summary = "the service does not accept the request"
     next_step = "correct the setting that it names"
 
@@ -141,6 +149,10 @@ class UnknownError(TPUError):
     another_zone_may_help = True
 
 
+REFUSALS = (StockoutError, QuotaError, ReservationError, NotInZoneError)
+"""What says for certain that a zone makes no slice now; after any other error the slice may be there, so no other zone is asked at once."""
+
+
 @dataclass(frozen=True)
 class _Rule:
     pattern: str
@@ -169,6 +181,8 @@ _BY_WORDS = (
     _Rule(r'"Runtime.?Version" value|runtime.?version', InvalidRuntimeVersionError),
     _Rule(r"has not been used in project|SERVICE_DISABLED", ApiDisabledError),
     _Rule(r"free-trial billing account", PermissionDeniedError, "upgrade the billing account to a paid one"),
+    # What google-auth says inside an UNAVAILABLE when a token is refused; a network that fails there reads differently and may pass.
+    _Rule(r"invalid_grant|invalid_client|unauthorized_client|account_not_found", CredentialsError),
     _Rule(r"migrate to TPU VM Architecture", InvalidRequestError, "use the v2 API's TPU VMs"),
 )
 _BY_CODE: dict[int, type[TPUError]] = {
@@ -183,7 +197,7 @@ _BY_CODE: dict[int, type[TPUError]] = {
     _OUT_OF_RANGE: InvalidRequestError,
     _INTERNAL: TransientError,
     _UNAVAILABLE: TransientError,
-    _UNAUTHENTICATED: PermissionDeniedError,
+    _UNAUTHENTICATED: CredentialsError,
 }
 # REST answers carry no rpc code; 429 without one is a rate, not a quota.
 _CODE_OF_HTTP = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 412: 9, 500: 13, 502: 14, 503: 14, 504: 4}
@@ -216,7 +230,7 @@ def from_exception(error: Exception, *, resource: str, zone: str | None = None) 
     if isinstance(error, core.RetryError) and isinstance(error.cause, Exception):
         return from_exception(error.cause, resource=resource, zone=zone)
     if isinstance(error, GoogleAuthError):
-        return PermissionDeniedError(str(error), resource=resource, zone=zone, code=_UNAUTHENTICATED)
+        return _from_auth(error, resource=resource, zone=zone)
     if isinstance(error, TimeoutError):
         return DeadlineExceededError(str(error), resource=resource, zone=zone, code=_DEADLINE_EXCEEDED)
     if not isinstance(error, core.GoogleAPICallError):
@@ -226,6 +240,14 @@ def from_exception(error: Exception, *, resource: str, zone: str | None = None) 
         return RateLimitedError(str(error.message), resource=resource, zone=zone)
     words = " ".join((str(error.message), *_typed_details(error.details), error.reason or ""))
     return classify(code, words, resource=resource, zone=zone, operation=_from_operation(error))
+
+
+def _from_auth(error: Exception, *, resource: str, zone: str | None) -> TPUError:
+    """What google-auth raises carries the words first and what it came from behind; a network that fails may come back."""
+    words = str(error.args[0]) if error.args else str(error)
+    if getattr(error, "retryable", False):
+        return TransientError(words, resource=resource, zone=zone, code=_UNAVAILABLE)
+    return CredentialsError(words, resource=resource, zone=zone, code=_UNAUTHENTICATED)
 
 
 def _rpc_code(error: Any) -> int | None:

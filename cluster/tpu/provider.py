@@ -20,14 +20,11 @@ from cluster.tpu.api import ALL_ZONES, TpuApi
 from cluster.tpu.bringup import Bringup
 from cluster.tpu.creations import Creations
 from cluster.tpu.errors import (
+    REFUSALS,
     AlreadyExistsError,
     DeadlineExceededError,
     NotFoundError,
-    NotInZoneError,
-    QuotaError,
     RateLimitedError,
-    ReservationError,
-    StockoutError,
     TPUError,
     TransientError,
 )
@@ -47,8 +44,6 @@ from cluster.tpu.zones import TokenBucket, ZonePolicy
 
 __all__ = ["OWNER_LABEL", "REFUSALS", "CreatedSlice", "SliceStatus", "TPUProvider", "TPUStatus"]
 log = logging.getLogger(__name__)
-REFUSALS = (StockoutError, QuotaError, ReservationError, NotInZoneError)
-"""What says for certain that a zone makes no slice now; after any other error the slice may be there, so no other zone is asked at once."""
 _TOGETHER = 16
 """Requests under way at once."""
 
@@ -162,7 +157,7 @@ class TPUProvider:
         doomed = [item for item in slices if self._is_leftover(item) or (item.zone, item.name) in failed]
         doomed += _surplus([item for item in slices if item not in doomed])
         for item in doomed:
-            log.warning("deleting %s in %s, which is %s", item.name, item.zone, item.state)
+            log.info("deleting %s in %s, which is %s", item.name, item.zone, item.state)
             try:
                 self.delete(item)
             except TPUError as error:
@@ -177,17 +172,19 @@ class TPUProvider:
         timeout: float | None = None,
         poll: float = 1.0,
         progress: Callable[[str], None] = lambda _: None,
+        before_asking: Callable[[], None] = lambda: None,
     ) -> TPUStatus:
         """Bring up slices `<name>-0` .. `<name>-<slices-1>` and wait until they are READY. What is there already is kept.
 
-        `timeout`: seconds, None for a limit by size and by the queue's. `progress` hears of every change. When it fails, what this call has
-        created is deleted again, so that no slice bills for nobody. Raises TPUError: why no zone is left, AlreadyExistsError when a name is
+        `timeout`: seconds, None for a limit by size and by the queue's. `progress` hears of every change, `before_asking` is
+        called before each request that creates something. When it fails, what this call has created is deleted again, so that no slice
+        bills for nobody. Raises TPUError: why no zone is left, AlreadyExistsError when a name is
         taken by a slice that is not ours, DeadlineExceededError.
         """
         limit = provisioning_limit(self.config.slices * self.config.hosts_per_slice)
         limit += self.config.valid_until_seconds if self.config.queued_resource else 0.0
         deadline = self._clock() + (timeout if timeout is not None else limit)
-        bringup = Bringup(self, slice_names(self.config), labels or {}, metadata or {}, progress)
+        bringup = Bringup(self, slice_names(self.config), labels or {}, metadata or {}, progress, before_asking)
         try:
             while not bringup.step():
                 if self._clock() > deadline:
@@ -228,12 +225,12 @@ class TPUProvider:
         """The labels by which every slice of this cluster is known."""
         return owner_labels(self.config, self._owner)
 
-    def refusal(self, name: str) -> TPUError:
-        """Why no zone can be asked for `name` now, with what every zone has said and when it is tried again."""
+    def refusal(self, name: str, *, when: bool = True) -> TPUError:
+        """Why no zone can be asked for `name` now, with what every zone has said and, for those who try again, when that is."""
         last = self.policy.last_refusal(self.kind, self.zones)
         if last is None:
             return TransientError("no zone was open a moment ago", resource=name)
-        next_step = "; ".join([*self.policy.describe(self.kind, self.zones), last.next_step])
+        next_step = "; ".join([*self.policy.describe(self.kind, self.zones, when=when), last.next_step])
         return type(last)(last.words, resource=name, zone=last.zone, code=last.code, next_step=next_step)
 
     def check_ours(self, item: ClusterSlice) -> None:
@@ -251,7 +248,7 @@ class TPUProvider:
                 return self._ask(candidate, name, labels, metadata)
             except REFUSALS as error:
                 self._creations.end((candidate, name), error)
-                log.warning("%s", error)
+                log.info("%s", error)  # the policy has it, and tells it where nobody else takes the slice
                 if zone is not None:
                     raise
         raise self.refusal(name)

@@ -99,13 +99,15 @@ class ZonePolicy:
             blocks = [block for zone in zones for block in self._of(kind, zone) if _holds(block, now)]
         return min(blocks, key=lambda block: (block.until is None, block.until or 0.0)).error if blocks else None
 
-    def describe(self, kind: str, zones: Sequence[str]) -> list[str]:
-        """A line for every refusal that still counts, such as `stockout in us-east5-b, next try in 40 s`."""
+    def describe(self, kind: str, zones: Sequence[str], *, when: bool = True) -> list[str]:
+        """A line for every refusal that still counts, such as `stockout in us-east5-b, next try in 40 s`; without `when`, only the first
+        half, for somebody who does not try again.
+        """
         with self._lock:
             now = self._clock()
             places = dict.fromkeys(place for zone in zones for place in (zone, _region(zone)))
             held = [(place, block) for place in places if (block := self._blocks.get((kind, place))) and _holds(block, now)]
-        return [f"{block.rule.word} in {place}, {_next_try(block, now)}" for place, block in held]
+        return [f"{block.rule.word} in {place}" + (f", {_next_try(block, now)}" if when else "") for place, block in held]
 
     def _of(self, kind: str, zone: str) -> Iterator[_Block]:
         for place in (zone, _region(zone)):

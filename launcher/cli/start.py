@@ -12,11 +12,10 @@ from cluster import bare as bare_slices
 from cluster import clusters, local
 from cluster.autoscaler import host_settings
 from cluster.config import ClusterConfig
-from cluster.errors import ClusterError, PodlaunchError
+from cluster.durations import parse_duration
+from cluster.errors import ConfigError
 from cluster.node_names import slice_id
-from cluster.tpu.lifecycle import Life
 from cluster.tpu.owner import owner_id
-from cluster.tpu.provider import TPUProvider
 from cluster.tpu.requests import plan, slice_names
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.bundle import bundle_hash
@@ -33,6 +32,9 @@ def start(
     config: Annotated[Path | None, typer.Option(help="A YAML file with the same settings instead of a profile.")] = None,
     bare: Annotated[bool, typer.Option(help="Slices only, without a Ray cluster.")] = False,
     slices: Annotated[int | None, typer.Option(min=0, help="So many slices shall always be there.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="With --bare: give up after this long, such as 30m, and delete what was made.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the exact API requests, secrets redacted, and send none.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -41,6 +43,8 @@ def start(
     if slices is not None:
         most = max(slices, settings.effective_max_slices)
         settings = dataclasses.replace(settings, min_slices=slices, max_slices=most)
+    limit = _seconds(timeout, bare=bare)
+    clusters.check_name(settings.name, bare=bare)
     _print_plan(settings)
     if dry_run:
         print(json.dumps(_requests(settings, bare=bare), indent=1))
@@ -48,10 +52,8 @@ def start(
     if settings.usd_per_hour != 0.0:
         confirm(f"Start {settings.name!r}?", yes)
     if bare:
-        _start_bare(settings)
+        _start_bare(settings, limit)
         return
-    if bare_slices.find(settings.name) is not None:
-        raise ClusterError(f"slices without Ray called {settings.name!r} are up; end them with `tpu stop {settings.name}`")
     cluster = clusters.up(settings, lambda text: ERRORS.print(text, highlight=False))
     CONSOLE.print(f"cluster {cluster.name!r} is up; dashboard {cluster.head.dashboard_url}", highlight=False, soft_wrap=True)
 
@@ -86,18 +88,20 @@ def _requests(config: ClusterConfig, *, bare: bool) -> list[dict[str, Any]]:
     return plan(config, names, owner=owner_id(), metadata=metadata)
 
 
-def _start_bare(config: ClusterConfig) -> None:
-    if clusters.find(config.name) is not None:
-        raise ClusterError(f"a cluster {config.name!r} is up; choose another name, or end it with `tpu stop {config.name}`")
+def _start_bare(config: ClusterConfig, timeout: float | None) -> None:
     if config.cloud == "emulated":
         config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle_hash()))
-    bare_slices.remember(config)
-    provider = TPUProvider.connect(config)
-    try:
-        status = provider.start(progress=lambda text: ERRORS.print(text, highlight=False, soft_wrap=True))
-    except PodlaunchError:
-        if all(item.life is Life.DELETING for item in provider.list_slices()):
-            bare_slices.forget(config.name)  # nothing is left that somebody would have to stop
-        raise
+    status = bare_slices.start(config, lambda text: ERRORS.print(text, highlight=False, soft_wrap=True), timeout=timeout)
     for one in status.slices:
         CONSOLE.print(f"{one.name}  {one.zone}  {one.state}  {', '.join(one.hosts)}", highlight=False, soft_wrap=True)
+
+
+def _seconds(timeout: str | None, *, bare: bool) -> float | None:
+    if timeout is None:
+        return None
+    if not bare:
+        raise ConfigError("--timeout goes with --bare: a cluster is up before its slices, and its autoscaler goes on asking for them")
+    try:
+        return parse_duration(timeout)
+    except ValueError as error:
+        raise ConfigError(f"--timeout {error}") from error
