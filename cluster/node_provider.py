@@ -25,7 +25,7 @@ from cluster.config import ClusterConfig
 from cluster.logs import set_up_logging
 from cluster.node_names import head_instance_id, slice_id
 from cluster.schema import build
-from cluster.tpu.errors import TPUError
+from cluster.tpu.errors import REFUSALS, TPUError
 from cluster.tpu.lifecycle import Life
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import write_refusals
@@ -60,6 +60,8 @@ class SliceNodeProvider(NodeProvider):
         self._known: dict[str, ClusterSlice] = {}
         self._requested: dict[str, int] = {}
         self._published: list[str] = []
+        self._refused: list[str] = []
+        """Why the last creation failed where that is no zone's refusal, such as a missing permission."""
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
         listed = {s.name: s for s in self._slices.sweep() if s.life in STANDING}
@@ -109,8 +111,11 @@ class SliceNodeProvider(NodeProvider):
         names = [slice_id(self.cluster_name, request, index) for index in self._indices(request, count)]
         logger.info("creating slices %s for request %s", ", ".join(names), request)
         made = self._slices.create_slices(names, labels=labels, metadata=self._metadata)
-        self._publish_refusals()
         errors = [result for result in made if isinstance(result, TPUError)]
+        others = dict.fromkeys(str(error) for error in errors if not isinstance(error, REFUSALS))
+        with self._lock:
+            self._refused = list(others)[:1]
+        self._publish_refusals()
         for error in errors:
             logger.warning("%s", error)
         if errors:
@@ -127,6 +132,7 @@ class SliceNodeProvider(NodeProvider):
         """What zones have refused, for `tpu status`, which is another process."""
         lines = self._slices.policy.describe(self._slices.kind, self._slices.zones)
         with self._lock:
+            lines = [*lines, *self._refused]
             if lines == self._published:
                 return
             self._published = lines
