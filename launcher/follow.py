@@ -1,6 +1,7 @@
 """Follows a run by its run directory: a live display on a terminal, plain lines elsewhere; ends with the summary."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -61,23 +62,19 @@ class _News:
     """Turns what is new in the run directory into lines."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self._run = run
-        self._events = sum(1 for _ in run.events())
-        self._metrics = sum(1 for _ in run.metrics())
+        self._events, self._metrics = run.events(), run.metrics()
+        for past in (self._events, self._metrics):
+            deque(past, maxlen=0)  # what is there already is no news
         self._phase = ""
 
     def lines(self, status: RunStatus | None) -> Iterator[str]:
         if status is None:
             return
-        events = list(self._run.events())
-        for event in events[self._events :]:
+        for event in self._events:
             if text := _describe_event(event):
                 yield f"{_clock(event['time'] - status.started_at)}  {text}"
-        self._events = len(events)
-        metrics = list(self._run.metrics())
-        for row in metrics[self._metrics :]:
+        for row in self._metrics:
             yield f"{_clock(row['time'] - status.started_at)}  {_describe_step(row, status)}"
-        self._metrics = len(metrics)
         if status.phase and status.phase != self._phase and status.phase not in ("training", "saving"):
             yield f"{_clock(status.updated_at - status.started_at)}  {status.phase}"
         self._phase = status.phase

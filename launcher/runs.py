@@ -172,11 +172,11 @@ class RunDirectory:
         """Add one line to events.jsonl; `time` is filled in where the event has none."""
         self._append("events.jsonl", {"time": time.time(), **event})
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        return read_json_lines(self.path / "events.jsonl")
+    def events(self) -> "JsonLines":
+        return JsonLines(self.path / "events.jsonl")
 
-    def metrics(self) -> Iterator[dict[str, Any]]:
-        return read_json_lines(self.path / "metrics.jsonl")
+    def metrics(self) -> "JsonLines":
+        return JsonLines(self.path / "metrics.jsonl")
 
     def log(self, attempt: int, host: int) -> Path:
         return self.path / "logs" / str(attempt) / f"host-{host}.log"
@@ -200,14 +200,37 @@ class RunDirectory:
             os.close(handle)
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file; a last line that is still being written is left out."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+class JsonLines:
+    """The objects of a .jsonl file that grows: each iteration yields those that have come since the one before.
+
+    A last line that is still being written is left for the next time. A line that is no JSON object is passed over: it was torn when its
+    writer was killed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+        """Bytes, up to the end of a line."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._read += len(line)
+                if (value := _json_object(line)) is not None:
+                    yield value
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def new_run_id(variant: str, now: float) -> str:

@@ -128,3 +128,15 @@ def test_a_line_that_is_still_being_written_is_shown_once_it_is_whole(run: RunDi
         lambda: run.write_status(status(RunState.FAILED)),
     )
     assert text.count("checkpoint of step 5") == 1
+
+
+def test_a_line_is_told_once_when_it_is_whole_and_never_when_it_was_torn(run: RunDirectory) -> None:
+    rows = run.metrics()
+    path = run.path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"ste')
+    assert [row["step"] for row in rows] == [1]
+    assert list(rows) == []
+    with path.open("a") as file:
+        file.write('p": 2}\n{"step": 3, "lo\n{"step": 4}\n')
+    assert [row["step"] for row in rows] == [2, 4]
+    assert [row["step"] for row in run.metrics()] == [1, 2, 4]
