@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import ClusterConfig
+from cluster.existing import existing_type
 from cluster.schema import to_plain
 from cluster.vm.settings import HostSettings
 
@@ -35,12 +36,13 @@ def host_settings(config: ClusterConfig, head_address: str, token_file: Path) ->
 
 def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str) -> dict[str, Any]:
     """Every legacy key stands here although empty: autoscaler v2 dies without them and takes the head with it."""
-    kind = config.accelerator
-    most = config.effective_max_slices
+    # Slices that were made elsewhere are a type of their own, which Ray finds in the first listing and never asks for or ends: every one
+    # of them is there, none is idle for long enough, and the resource that nobody wants makes it the last to be chosen.
+    most = config.effective_max_slices - len(config.existing)
     idle = config.idle_minutes if config.idle_minutes is not None else NEVER_IDLE_MINUTES
     return {
         "cluster_name": config.name,
-        "max_workers": most,
+        "max_workers": config.effective_max_slices,
         "idle_timeout_minutes": idle,
         "upscaling_speed": 1.0,
         "provider": {
@@ -57,17 +59,13 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str
         "available_node_types": {
             HEAD_TYPE: {"resources": {"CPU": 0}, "labels": {}, "node_config": {}, "min_workers": 0, "max_workers": 0},
             node_type(config): {
-                "resources": {
-                    "CPU": kind.chips_per_host,
-                    "TPU": kind.chips_per_host,
-                    f"TPU-{kind.name}-head": 1,
-                    slice_resource(config): 1,
-                },
-                "labels": {"ray.io/tpu-worker-id": "0", "ray.io/tpu-pod-type": kind.name, "ray.io/tpu-topology": kind.topology},
+                "resources": _resources(config),
+                "labels": _labels(config),
                 "node_config": {},
-                "min_workers": config.min_slices,
+                "min_workers": max(0, config.min_slices - len(config.existing)),
                 "max_workers": most,
             },
+            **_existing_type(config),
         },
         "setup_commands": [],
         "head_setup_commands": [],
@@ -80,4 +78,30 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: str
         "rsync_exclude": [],
         "rsync_filter": [],
         "docker": {},
+    }
+
+
+def _resources(config: ClusterConfig) -> dict[str, int]:
+    """Of worker 0, which stands for the slice."""
+    kind = config.accelerator
+    return {"CPU": kind.chips_per_host, "TPU": kind.chips_per_host, f"TPU-{kind.name}-head": 1, slice_resource(config): 1}
+
+
+def _labels(config: ClusterConfig) -> dict[str, str]:
+    kind = config.accelerator
+    return {"ray.io/tpu-worker-id": "0", "ray.io/tpu-pod-type": kind.name, "ray.io/tpu-topology": kind.topology}
+
+
+def _existing_type(config: ClusterConfig) -> dict[str, Any]:
+    if not config.existing:
+        return {}
+    return {
+        existing_type(node_type(config)): {
+            "resources": {**_resources(config), "podlaunch-existing": 1},
+            "labels": _labels(config),
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": len(config.existing),
+            "idle_timeout_s": NEVER_IDLE_MINUTES * 60,
+        }
     }

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from cluster import bare as bare_slices
-from cluster import local
+from cluster import existing, local
 from cluster.autoscaler import autoscaler_config, host_settings, node_type
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
@@ -33,6 +33,7 @@ from cluster.ray_env import ray_environment
 from cluster.ray_http import RayHttp
 from cluster.state import cluster_dir, clusters_dir, logs_dir, read_json, short_dir, write_atomic
 from cluster.tpu.provider import TPUProvider
+from cluster.vm.bootstrap import startup_script
 from cluster.vm.bundle import bundle_hash
 from cluster.vm.head_agent import HeadSettings
 
@@ -130,11 +131,14 @@ def up(config: ClusterConfig, progress: Progress) -> Cluster:
             check_fits(cluster, config)
             _revive_cloud(cluster)
             _wait_until_ready(cluster)
+            _attach(cluster, progress)
             return cluster
         if cluster is not None:
             progress(f"the head of cluster {config.name!r} is gone: cleaning up after it")
             _remove(cluster)
-        return _start(config, progress)
+        cluster = _start(config, progress)
+        _attach(cluster, progress)
+        return cluster
 
 
 def stop(cluster: Cluster, progress: Progress) -> None:
@@ -152,6 +156,7 @@ def _start(config: ClusterConfig, progress: Progress) -> Cluster:
     bundle = bundle_hash()
     progress("starting the emulated cloud")
     config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle))
+    existing.check(TPUProvider.connect(config))  # before anything is started
     folder = cluster_dir(config.name)
     head = _head_settings(config, folder)
     settings = host_settings(config, head.address, Path(head.token_file))
@@ -171,6 +176,16 @@ def _start(config: ClusterConfig, progress: Progress) -> Cluster:
     write_atomic(folder / "cluster.json", json.dumps(cluster.to_dict(), indent=1))
     _wait_until_ready(cluster)
     return cluster
+
+
+def _attach(cluster: Cluster, progress: Progress) -> None:
+    """Let the slices join that were made elsewhere. When that fails the cluster is up without them; the next `tpu start` tries again."""
+    if not cluster.config.existing:
+        return
+    progress("letting the existing slices join")
+    settings = host_settings(cluster.config, cluster.head.address, cluster.token_file)
+    joined = [node.slice_name for node in cluster.http.nodes() if node.alive]
+    existing.attach(cluster.provider(), settings, startup_script(cluster.bundle), joined)
 
 
 def _head_settings(config: ClusterConfig, folder: Path) -> HeadSettings:
@@ -223,14 +238,15 @@ def _revive_cloud(cluster: Cluster) -> None:
 
 
 def _remove(cluster: Cluster, progress: Progress = lambda _: None) -> None:
+    _revive_cloud(cluster)
+    existing.detach(cluster.provider(), progress)
     # The head first, else its autoscaler makes the slices again that are being deleted.
     progress("stopping the head")
     end(cluster.process)
     progress("deleting the slices")
-    _revive_cloud(cluster)
     cluster.provider().stop()
     others = [c for c in list_clusters() if c.name != cluster.name and c.config.cloud == cluster.config.cloud]
-    if cluster.config.cloud == "emulated" and not others:
+    if cluster.config.cloud == "emulated" and not others and not cluster.config.existing:  # which end with it, and are not ours to end
         progress("stopping the emulated cloud")
         local.stop_emulator()
     shutil.rmtree(cluster.head.temp_dir, ignore_errors=True)

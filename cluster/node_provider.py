@@ -20,12 +20,13 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from cluster.autoscaler import HEAD_TYPE
+from cluster.autoscaler import HEAD_TYPE, node_type
 from cluster.config import ClusterConfig
+from cluster.existing import existing_type
 from cluster.logs import set_up_logging
 from cluster.node_names import head_instance_id, slice_id
 from cluster.schema import build
-from cluster.tpu.errors import REFUSALS, TPUError
+from cluster.tpu.errors import REFUSALS, NotFoundError, TPUError
 from cluster.tpu.lifecycle import Life
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import write_refusals
@@ -56,6 +57,7 @@ class SliceNodeProvider(NodeProvider):
             HOST_ATTRIBUTE: provider_config["host_settings"],
         }
         self._head = head_instance_id(cluster_name)
+        self._node_type = node_type(config)
         self._lock = threading.Lock()
         self._known: dict[str, ClusterSlice] = {}
         self._requested: dict[str, int] = {}
@@ -64,7 +66,8 @@ class SliceNodeProvider(NodeProvider):
         """Why the last creation failed where that is no zone's refusal, such as a missing permission."""
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
-        listed = {s.name: s for s in self._slices.sweep() if s.life in STANDING}
+        # The slices that were made elsewhere are listed by themselves: what sweeps and deletes never sees them.
+        listed = {s.name: s for s in [*self._slices.sweep(), *self._slices.existing_slices()] if s.life in STANDING}
         self._publish_refusals()
         with self._lock:
             self._known = listed
@@ -81,6 +84,9 @@ class SliceNodeProvider(NodeProvider):
         """Rebuilt from the resource's labels: what Ray gave at creation is lost with the head's memory."""
         if node_id == self._head:
             return {TAG_RAY_NODE_KIND: NODE_KIND_HEAD, TAG_RAY_USER_NODE_TYPE: HEAD_TYPE, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
+        if node_id in self._slices.config.adopted:
+            kind = existing_type(self._node_type)
+            return {TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_USER_NODE_TYPE: kind, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
         labels = self._get(node_id).labels
         return {
             TAG_RAY_NODE_KIND: NODE_KIND_WORKER,
@@ -106,6 +112,8 @@ class SliceNodeProvider(NodeProvider):
 
         Raises TPUError: what was refused now, or what every zone has refused earlier and after Ray had been told that all was well.
         """
+        if tags[TAG_RAY_USER_NODE_TYPE] == existing_type(self._node_type):
+            raise NotFoundError("it is not there any more, and only you can make it", resource=", ".join(self._slices.config.adopted))
         request = tags.get(TAG_RAY_LAUNCH_REQUEST, "")
         labels = {TYPE_LABEL: tags[TAG_RAY_USER_NODE_TYPE], REQUEST_LABEL: request}
         names = [slice_id(self.cluster_name, request, index) for index in self._indices(request, count)]
@@ -141,6 +149,9 @@ class SliceNodeProvider(NodeProvider):
     def terminate_node(self, node_id: str) -> None:
         if node_id == self._head:
             return  # the head's life is its agent's business
+        if node_id in self._slices.config.adopted:
+            logger.info("slice %s was made elsewhere and is not deleted", node_id)
+            return
         logger.info("deleting slice %s", node_id)
         with self._lock:
             known = self._known.get(node_id)

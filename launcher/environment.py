@@ -23,6 +23,7 @@ INTERNAL_VARIABLES = frozenset(
         # Set by our own processes for those that they start; never by a user.
         "PODLAUNCH_OWNER",
         "PODLAUNCH_HOME",
+        "PODLAUNCH_HOST_SETTINGS",
         "PODLAUNCH_PYTHON",
         "PODLAUNCH_COORDINATOR",
         "PODLAUNCH_NUM_PROCESSES",

@@ -3,6 +3,7 @@
 GET    /nodes                  [{name, state, queuedResource, hosts: [{worker, ip, exited, held}]}]
 POST   /preempt                {node, notice?}           POST /maintain  {node, notice?}
 POST   /host                   {node, worker, action}    action: kill, hang, wake or boot
+POST   /run                    {node, worker, command}  what SSH is for: {code, output}
 POST   /state                  {node, state}
 GET    /faults                 {number: rule}            POST /faults    a rule, or {preset, ...}: {"id": number}
 DELETE /faults/NUMBER          DELETE /faults
@@ -36,6 +37,7 @@ class Admin:
             ("POST", "/preempt"): lambda values: cloud.preempt(values["node"], notice=values.get("notice")),
             ("POST", "/maintain"): lambda values: cloud.maintain(values["node"], notice=values.get("notice")),
             ("POST", "/host"): lambda values: acts[values["action"]](values["node"], int(values["worker"])),
+            ("POST", "/run"): lambda values: cloud.run_on_host(values["node"], int(values["worker"]), values["command"]),
             ("POST", "/state"): lambda values: cloud.set_node_state(values["node"], values["state"]),
             ("GET", "/faults"): lambda _: {number: rule.to_dict() for number, rule in cloud.faults.rules().items()},
             ("POST", "/faults"): lambda values: {"id": cloud.faults.add(Fault.from_dict(values))},

@@ -24,6 +24,7 @@ from cluster.emulator.model import HostRecord, NodeRecord
 from cluster.state import private_dir, short_dir, write_atomic
 
 log = logging.getLogger(__name__)
+_COMMAND_LIMIT_S = 120.0
 
 
 class Hosts(Protocol):
@@ -40,6 +41,9 @@ class Hosts(Protocol):
 
     def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
         """Send a signal to every process of one host."""
+
+    def run(self, node: NodeRecord, host: HostRecord, command: str) -> tuple[int, str]:
+        """Run a shell command on one host: its exit code and output."""
 
     def announce(self, node: NodeRecord) -> None:
         """Let the hosts' metadata servers show the node as it is now."""
@@ -65,6 +69,9 @@ class NoHosts:
 
     def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
         """No process to send it to."""
+
+    def run(self, node: NodeRecord, host: HostRecord, command: str) -> tuple[int, str]:  # noqa: ARG002  # the protocol's signature
+        return 255, "there is no such host"
 
     def announce(self, node: NodeRecord) -> None:
         """Nobody to tell."""
@@ -116,6 +123,25 @@ class ProcessHosts:
         for process in processes.members(marker(node, host)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+
+    def run(self, node: NodeRecord, host: HostRecord, command: str) -> tuple[int, str]:
+        disk = self._disk(node, host)
+        env = {**self._environment(node, host, disk), processes.MARKER: marker(node, host)}
+        try:
+            done = subprocess.run(
+                ["bash", "-c", command],
+                env=env,
+                cwd=disk / "home",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_COMMAND_LIMIT_S,
+                check=False,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            return 124, (error.output or b"").decode(errors="replace")
+        return done.returncode, done.stdout.decode(errors="replace")
 
     def announce(self, node: NodeRecord) -> None:
         for host in node.hosts:

@@ -147,6 +147,14 @@ class TPUProvider:
         found = merge(queued, self.api.list_nodes(place, self.zones))
         return [item for item in found if item.zone in self.zones and wanted.items() <= item.labels.items()]
 
+    def existing_slices(self) -> list[ClusterSlice]:
+        """The slices made elsewhere that the configuration names, as far as they are there. Nothing here deletes them. Raises TPUError."""
+        if not self.config.adopted:
+            return []
+        place = self.zones[0] if len(self.zones) == 1 else ALL_ZONES
+        found = [node for node in self.api.list_nodes(place, self.zones) if node.name in self.config.adopted and node.zone in self.zones]
+        return merge([], found)
+
     def sweep(self) -> list[ClusterSlice]:
         """`list_slices`, and what follows from it: late refusals are learned, what is left of lost slices is deleted, and of slices with
         the same name in several zones all but one. Raises TPUError when the listing fails; a deletion that fails is logged and comes again.
@@ -215,7 +223,9 @@ class TPUProvider:
 
     def get_status(self) -> TPUStatus:
         """What is there now. Raises TPUError."""
-        return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in self.list_slices()), self.config.slices)
+        now = self._clock()
+        existing = [dataclasses.replace(slice_status(item, now), existing=True) for item in self.existing_slices()]
+        return TPUStatus(self.config.name, (*(slice_status(item, now) for item in self.list_slices()), *existing), self.config.slices)
 
     def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         """The labels of a slice: the user's, `labels`, and those by which we know it."""

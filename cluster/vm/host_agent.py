@@ -3,10 +3,12 @@
 Runs as the end of the VM's startup script: `python -m cluster.vm.host_agent`. Nobody reaches a host by SSH to set it up.
 """
 
+import json
 import logging
+import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.logs import set_up_logging
@@ -18,6 +20,8 @@ from cluster.vm.settings import HostSettings
 
 logger = logging.getLogger(__name__)
 
+SETTINGS_VARIABLE = "PODLAUNCH_HOST_SETTINGS"
+"""Holds the settings on a host whose metadata is not ours: a TPU VM that was made elsewhere."""
 OBJECT_STORE_BYTES = 128 * 2**20
 """Runs move their data through files, not through Ray's object store; Ray's default would claim 30 % of the memory."""
 
@@ -60,9 +64,15 @@ def ray_start_command(identity: HostIdentity, settings: HostSettings, temp_dir: 
     ]
 
 
+def read_settings(env: Mapping[str, str], fetch: Callable[[str], str]) -> HostSettings:
+    """From the environment where whoever started the agent put them there, else from the node's metadata."""
+    given = env.get(SETTINGS_VARIABLE)
+    return HostSettings.from_dict(json.loads(given) if given is not None else metadata.read_settings(fetch))
+
+
 def main() -> None:
     identity = metadata.read_identity(metadata.fetch)
-    settings = HostSettings.from_dict(metadata.read_settings(metadata.fetch))
+    settings = read_settings(os.environ, metadata.fetch)
     set_up_logging(f"host-{identity.slice_name}-{identity.worker_id}", terminal=None)
     logger.info("host %d of slice %s, cluster %s", identity.worker_id, identity.slice_name, settings.cluster)
     temp_dir = Path(tempfile.gettempdir()) / "ray"  # as short as can be: a socket's path is limited to 107 bytes

@@ -68,6 +68,18 @@ def host(
     print(local.ask_emulator("POST", "/faults", {**effect, "method": BOOT_HOST, "resource": pattern, "count": 1})["id"])
 
 
+def run(
+    node: Node,
+    worker: Annotated[int, typer.Argument(min=0, help="Which host, by worker id.")],
+    command: Annotated[str, typer.Argument(help="A shell command.")],
+) -> None:
+    """Run a command on a host, as SSH would; ends with its exit code."""
+    _check_node(node)
+    done = local.ask_emulator("POST", "/run", {"node": node, "worker": worker, "command": command}, timeout=150.0)
+    print(done["output"], end="")
+    raise typer.Exit(done["code"])
+
+
 def state(node: Node, name: Annotated[str, typer.Argument(metavar="STATE", help="A state of the API, such as REPAIRING.")]) -> None:
     """Let the API show a state for a node, whatever its hosts do."""
     _check_node(node)
@@ -145,6 +157,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "preempt": preempt,
     "maintenance": maintenance,
     "host": host,
+    "run": run,
     "state": state,
     "capacity": capacity,
     "quota": quota,

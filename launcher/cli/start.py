@@ -51,6 +51,8 @@ def start(
         return
     if settings.usd_per_hour != 0.0:
         confirm(f"Start {settings.name!r}?", yes)
+    if bare and settings.existing:
+        raise ConfigError("cluster.existing goes with a cluster: with --bare there is nothing that existing slices could join")
     if bare:
         _start_bare(settings, limit)
         return

@@ -118,6 +118,7 @@ def _slice_row(one: SliceStatus, config: ClusterConfig, ready: int | None) -> di
         "hosts": config.hosts_per_slice,
         "age_s": round(one.age_seconds),
         "usd_per_hour": config.usd_per_slice_hour if one.life in BILLED else 0.0,
+        "existing": one.existing,
     }
 
 
@@ -188,6 +189,8 @@ def _table(slices: list[dict[str, Any]]) -> Table:
         hosts = str(one["hosts"]) if one["hosts_ready"] is None else f"{one['hosts_ready']}/{one['hosts']}"
         said = one["state"] if one["reason"] is None else f"{one['state']}: {one['reason']}"
         origin = "" if one.get("ours", True) else ", made elsewhere"
+        if one.get("existing"):
+            said = f"{said}, existing"
         name = f"{one['name']} (of {one['cluster']}{origin})" if "cluster" in one else one["name"]
         table.add_row(name, one["type"], one["zone"], hosts, said, short_duration(one["age_s"]), price)
     return table

@@ -155,7 +155,7 @@ def test_one_name_is_used_by_a_cluster_or_by_slices_without_ray(tmp_path: Path, 
         lambda: tpu("start", "-y", "--config", config_file(tmp_path)),
         lambda: launch(load(compose_config(["cluster.name=mine", f"run.root={tmp_path}"])), Console()),
     ):
-        with pytest.raises(ClusterError, match="slices without Ray called 'mine' are up; .* `tpu stop mine`"):
+        with pytest.raises(ClusterError, match=r"slices without Ray called 'mine' are up; .* `tpu stop mine`"):
             start()
     tpu("stop", "mine", "-y")
     folder = cluster_dir("mine")

@@ -39,6 +39,9 @@ class RecordedHosts:
     def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
         return
 
+    def run(self, node: NodeRecord, host: HostRecord, command: str) -> tuple[int, str]:
+        return 0, command
+
     def announce(self, node: NodeRecord) -> None:
         return
 
