@@ -114,6 +114,8 @@ def check_fits(cluster: Cluster, wanted: ClusterConfig) -> None:
     advice = f"choose another cluster.name, or end it with `tpu stop {cluster.name}`"
     if has != wants:
         raise ClusterError(f"cluster {cluster.name!r} is up with slices of {has}, this asks for {wants}; {advice}")
+    if missing := sorted(set(wanted.existing) - set(cluster.config.existing)):
+        raise ClusterError(f"cluster {cluster.name!r} is up without the existing slices {', '.join(missing)}; {advice}")
     most = cluster.config.effective_max_slices
     if wanted.slices > most:
         raise ClusterError(f"cluster {cluster.name!r} is up with at most {most} slices, this asks for {wanted.slices}; {advice}")

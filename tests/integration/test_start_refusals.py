@@ -7,8 +7,11 @@ import http.client
 import http.server
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +26,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud import tpu_v2
 from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcTransport
+
+from tests.integration.conftest import Home, eventually
 
 ZONES = ("us-central2-b", "us-east5-b")
 BOTH = f"zones=[{','.join(ZONES)}]"
@@ -295,3 +300,43 @@ def test_bad_credentials_fail_at_once_with_one_line(tmp_path: Path, token_server
     assert expected in line
     assert "gcloud auth application-default login" in line
     assert user.remembered() == []
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    base = Path(tempfile.mkdtemp(prefix="podlaunch-test-"))
+    (base / "work").mkdir()
+    made = Home(base / "work", base / "state")
+    yield made
+    assert made.tpu("stop", "-y", limit=120).returncode == 0
+    assert made.processes() == []
+    shutil.rmtree(base)
+
+
+def test_cluster_shows_what_its_autoscaler_was_refused_until_it_gets_its_slice(home: Home) -> None:
+    def lines() -> list[str]:
+        (row,) = json.loads(home.tpu("status", "--json").stdout)
+        return [str(line) for line in row["refusals"]]
+
+    def says(pattern: str) -> bool:
+        return any(re.fullmatch(pattern, line) for line in lines())
+
+    assert home.tpu("emulator", "start").returncode == 0
+    assert home.tpu("emulator", "fault", "permission", "--method", "Create*").returncode == 0
+    started = home.tpu("start", "--slices", "1")
+    assert started.returncode == 0, started.stderr
+    eventually(
+        lambda: says(r"local-\S+ in us-central2-b: permission denied: .*; grant roles/tpu.admin.*"), "the missing permission", limit=60
+    )
+    assert home.tpu("emulator", "fault", "stockout").returncode == 0
+    assert home.tpu("emulator", "fault", "clear", "1").returncode == 0
+    eventually(lambda: says(r"stockout in us-central2-b, next try in \d+ s"), "the stockout", limit=60)
+    assert "stockout in us-central2-b, next try in" in home.tpu("status").stdout
+    assert json.loads(home.tpu("emulator", "status", "--json").stdout)["nodes"] == []
+    assert home.tpu("emulator", "fault", "clear").returncode == 0
+
+    def up() -> bool:
+        (row,) = json.loads(home.tpu("status", "--json").stdout)
+        return [one["hosts_ready"] for one in row["slices"]] == [2] and row["refusals"] == []
+
+    eventually(up, "the slice, without a word of refusal", limit=150)
