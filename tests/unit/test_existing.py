@@ -187,6 +187,6 @@ def test_wrong_names_are_told(values: dict[str, Any], words: str) -> None:
 def test_running_cluster_without_the_slice_is_not_taken_for_one_that_has_it(config: ClusterConfig) -> None:
     head = HeadSettings("mine", "mine-head", "127.0.0.9", 1, 2, 3, 4, "", "", "")
     running = Cluster(dataclasses.replace(config, existing=[]), head, ProcessRecord(1, 0.0, "nobody"), "", 0.0)
-    with pytest.raises(ClusterError, match="is up without the existing slices theirs; choose another cluster.name"):
+    with pytest.raises(ClusterError, match=r"is up without the existing slices theirs; choose another cluster.name"):
         check_fits(running, config)
     check_fits(dataclasses.replace(running, config=config), dataclasses.replace(config, existing=[]))
