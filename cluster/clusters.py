@@ -157,7 +157,7 @@ def _start(config: ClusterConfig, progress: Progress) -> Cluster:
         )
     bundle = bundle_hash()
     progress("starting the emulated cloud")
-    config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle))
+    config = local.with_local_endpoints(config, bundle)
     existing.check(TPUProvider.connect(config))  # before anything is started
     folder = cluster_dir(config.name)
     head = _head_settings(config, folder)

@@ -3,7 +3,7 @@
 PodlaunchError            one clear line: what, which, why, what to do next
 ├── ConfigError           a setting is wrong; nothing was started (exit code 2)
 ├── ClusterError          the cluster cannot be brought up, reached or ended
-└── cluster.tpu.errors.TPUError and its children: what the Cloud TPU service refuses
+└── cluster.cloud_errors.CloudError and its children: what a Google Cloud service refuses
 """
 
 

@@ -1,5 +1,6 @@
 """The emulated cloud of this machine: started when it is needed, found again by every later command, ended on request."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import processes
+from cluster.config import ClusterConfig
 from cluster.emulator.daemon import Endpoint, daemon_marker, only_one, purge, read_endpoint
 from cluster.emulator.profile import DEFAULT_PROFILE
 from cluster.errors import ClusterError
@@ -20,6 +22,16 @@ from cluster.processes import ProcessRecord
 from cluster.state import emulator_dir, logs_dir
 
 _LOG = "emulator-output.log"
+
+
+@dataclass(frozen=True)
+class LocalEndpoints:
+    """Where the services of the emulated cloud answer."""
+
+    grpc: str
+    """host:port of the Cloud TPU and Secret Manager APIs over gRPC."""
+    rest: str
+    """URL of the same APIs and of Compute Engine over REST."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,12 @@ class EmulatorStatus:
     image_bundle: str
 
 
+def with_local_endpoints(config: ClusterConfig, bundle_hash: str) -> ClusterConfig:
+    """`config` with the addresses of the emulated cloud, started where it does not run. Raises ClusterError as ensure_emulator does."""
+    found = ensure_emulator(bundle_hash)
+    return dataclasses.replace(config, endpoint=found.grpc, secrets_endpoint=found.grpc, compute_endpoint=found.rest)
+
+
 def ensure_emulator(
     bundle_hash: str,
     *,
@@ -46,8 +64,8 @@ def ensure_emulator(
     timeout: float = 30.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> str:
-    """host:port of the emulated cloud, started where it does not run.
+) -> LocalEndpoints:
+    """Where the emulated cloud answers, started where it does not run.
 
     `bundle_hash` is what its hosts' image holds. A daemon with another image is replaced; its nodes live on, new hosts get the new image.
     `profile`: how long it takes; None keeps that of the daemon that runs. One with another profile is replaced in the same way.
@@ -57,7 +75,7 @@ def ensure_emulator(
     found = read_endpoint(folder)
     wanted = profile or (found.profile if found is not None else DEFAULT_PROFILE)
     if found is not None and (found.image_bundle, found.profile) == (bundle_hash, wanted) and _accepts(found.grpc):
-        return found.grpc
+        return LocalEndpoints(found.grpc, found.rest)
     if found is not None:
         processes.end(found.process)
     record = _spawn(folder, bundle_hash, wanted)
@@ -65,7 +83,7 @@ def ensure_emulator(
     while clock() < deadline:
         found = read_endpoint(folder)
         if found is not None and _accepts(found.grpc):  # ours, or that of another command that was faster
-            return found.grpc
+            return LocalEndpoints(found.grpc, found.rest)
         processes.reap(record)
         if not record.alive() and not _another_starts(folder):
             raise ClusterError(f"the emulated cloud ended at once: {_tail()}")

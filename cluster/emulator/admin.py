@@ -4,6 +4,8 @@ GET    /nodes                  [{name, state, queuedResource, hosts: [{worker, i
 POST   /preempt                {node, notice?}           POST /maintain  {node, notice?}
 POST   /host                   {node, worker, action}    action: kill, hang, wake or boot
 POST   /run                    {node, worker, command}  what SSH is for: {code, output}
+GET    /instances              [{name, status, ip, exited, held, labels}]
+POST   /instance               {instance, action}        action: kill, hang, wake, boot, lose (it is gone), terminate
 POST   /state                  {node, state}
 GET    /faults                 {number: rule}            POST /faults    a rule, or {preset, ...}: {"id": number}
 DELETE /faults/NUMBER          DELETE /faults
@@ -14,6 +16,7 @@ POST   /reachable              {zone, reachable}
 GET    /clock                  {now}                     POST /clock     {advance}
 """
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -32,12 +35,23 @@ class Admin:
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
         acts = {"kill": cloud.kill_host, "hang": cloud.hang_host, "wake": cloud.wake_host, "boot": cloud.boot_host}
+        instances = cloud.instances
+        lives: dict[str, Callable[[str], None]] = {
+            "kill": instances.kill,
+            "hang": instances.hang,
+            "wake": instances.wake,
+            "boot": instances.boot,
+            "lose": instances.lose,
+            "terminate": functools.partial(instances.lose, keep=True),
+        }
         self._routes: dict[tuple[str, str], Callable[[dict[str, Any]], Any]] = {
             ("GET", "/nodes"): lambda _: cloud.describe(),
             ("POST", "/preempt"): lambda values: cloud.preempt(values["node"], notice=values.get("notice")),
             ("POST", "/maintain"): lambda values: cloud.maintain(values["node"], notice=values.get("notice")),
             ("POST", "/host"): lambda values: acts[values["action"]](values["node"], int(values["worker"])),
             ("POST", "/run"): lambda values: cloud.run_on_host(values["node"], int(values["worker"]), values["command"]),
+            ("GET", "/instances"): lambda _: instances.describe(),
+            ("POST", "/instance"): lambda values: lives[values["action"]](values["instance"]),
             ("POST", "/state"): lambda values: cloud.set_node_state(values["node"], values["state"]),
             ("GET", "/faults"): lambda _: {number: rule.to_dict() for number, rule in cloud.faults.rules().items()},
             ("POST", "/faults"): lambda values: {"id": cloud.faults.add(Fault.from_dict(values))},

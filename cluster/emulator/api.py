@@ -5,14 +5,31 @@ Requests and answers are raw protobuf messages. A method that is not in the tabl
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import google_crc32c
 
 from cluster.emulator import catalogue
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.faults import ON_CALL, Effect
 
 TPU, OPERATIONS, LOCATIONS = "google.cloud.tpu.v2.Tpu", "google.longrunning.Operations", "google.cloud.location.Locations"
-_LISTS = frozenset({"ListNodes", "ListQueuedResources", "ListLocations", "GetLocation", "ListOperations", "GetOperation"})
+SECRETS = "google.cloud.secretmanager.v1.SecretManagerService"
+SERVICES = (TPU, OPERATIONS, LOCATIONS, SECRETS)
+T = TypeVar("T")
+_LISTS = frozenset(
+    {
+        "ListNodes",
+        "ListQueuedResources",
+        "ListLocations",
+        "GetLocation",
+        "ListOperations",
+        "GetOperation",
+        "instances.aggregatedList",
+        "zoneOperations.get",
+        "zoneOperations.wait",
+    }
+)
 """Answered also where a zone is unreachable: lists name it instead, and operations are not of the zone."""
 
 
@@ -36,12 +53,16 @@ class Api:
 
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
-        found = [*_node_methods(cloud), *_queued_methods(cloud), *_catalogue_methods(), *_operation_methods(cloud), *_location_methods()]
+        tpu = [*_node_methods(cloud), *_queued_methods(cloud), *_catalogue_methods()]
+        found = [*tpu, *_operation_methods(cloud), *_location_methods(), *_secret_methods(cloud)]
         self.methods = {method.name: method for method in found}
 
     def call(self, name: str, request: Any) -> Any:
         """The answer to a raw request. Raises Refusal, and Dropped where a fault breaks the connection."""
-        target = target_of(request)
+        return self.guard(name, target_of(request), lambda: self.methods[name].handle(request))
+
+    def guard(self, name: str, target: str, handle: Callable[[], T]) -> T:
+        """What every call goes through, whatever its service. Raises Refusal, and Dropped where a fault breaks the connection."""
         struck = self._cloud.faults.strike(name, target, ON_CALL)
         for fault in struck:
             if fault.effect is Effect.LATENCY:
@@ -52,7 +73,7 @@ class Api:
                 raise Dropped
         if name not in _LISTS:
             self._cloud.check_reachable(zone_of(target))
-        answer = self.methods[name].handle(request)
+        answer = handle()
         if any(fault.effect is Effect.DROP_ANSWER for fault in struck):
             raise Dropped
         return answer
@@ -65,7 +86,7 @@ def target_of(request: Any) -> str:
         return str(request.name)
     if "parent" not in fields:
         return str(request.node.name)
-    for field, collection in (("node_id", "nodes"), ("queued_resource_id", "queuedResources")):
+    for field, collection in (("node_id", "nodes"), ("queued_resource_id", "queuedResources"), ("secret_id", "secrets")):
         if field in fields:
             return f"{request.parent}/{collection}/{getattr(request, field)}"
     return str(request.parent)
@@ -74,7 +95,7 @@ def target_of(request: Any) -> str:
 def zone_of(target: str) -> str:
     """The zone of a resource's path, or empty."""
     parts = target.split("/")
-    return parts[3] if len(parts) > 3 and parts[2] == "locations" else ""
+    return parts[3] if len(parts) > 3 and parts[2] in ("locations", "zones") else ""
 
 
 def _node_methods(cloud: Cloud) -> list[Method]:
@@ -171,4 +192,42 @@ def _location_methods() -> list[Method]:
     return [
         Method(LOCATIONS, "ListLocations", locations_pb2.ListLocationsRequest, lambda call: catalogue.list_locations(call.name)),
         Method(LOCATIONS, "GetLocation", locations_pb2.GetLocationRequest, lambda call: catalogue.get_location(call.name)),
+    ]
+
+
+def _secret_methods(cloud: Cloud) -> list[Method]:
+    from google.cloud import secretmanager_v1 as api
+    from google.protobuf import empty_pb2
+
+    secrets = cloud.secrets
+
+    def create(call: Any) -> Any:
+        return secrets.create(call.parent, call.secret_id, call.secret)
+
+    def list_secrets(call: Any) -> Any:
+        page, token, total = secrets.list_page(call.parent, call.filter, call.page_size, call.page_token)
+        return api.ListSecretsResponse.pb()(secrets=page, next_page_token=token, total_size=total)
+
+    def list_versions(call: Any) -> Any:
+        page, token, total = secrets.list_versions(call.parent, call.page_size, call.page_token)
+        return api.ListSecretVersionsResponse.pb()(versions=page, next_page_token=token, total_size=total)
+
+    def delete(call: Any) -> Any:
+        secrets.delete(call.name)
+        return empty_pb2.Empty()
+
+    def access(call: Any) -> Any:
+        name, data = secrets.access(call.name)
+        return api.AccessSecretVersionResponse.pb()(name=name, payload={"data": data, "data_crc32c": google_crc32c.value(data)})
+
+    return [
+        Method(SECRETS, "CreateSecret", api.CreateSecretRequest.pb(), create),
+        Method(SECRETS, "GetSecret", api.GetSecretRequest.pb(), lambda call: secrets.get(call.name)),
+        Method(SECRETS, "ListSecrets", api.ListSecretsRequest.pb(), list_secrets),
+        Method(SECRETS, "DeleteSecret", api.DeleteSecretRequest.pb(), delete),
+        Method(SECRETS, "AddSecretVersion", api.AddSecretVersionRequest.pb(), lambda call: secrets.add_version(call.parent, call.payload)),
+        Method(SECRETS, "ListSecretVersions", api.ListSecretVersionsRequest.pb(), list_versions),
+        Method(SECRETS, "GetSecretVersion", api.GetSecretVersionRequest.pb(), lambda call: secrets.get_version(call.name)),
+        Method(SECRETS, "AccessSecretVersion", api.AccessSecretVersionRequest.pb(), access),
+        Method(SECRETS, "DestroySecretVersion", api.DestroySecretVersionRequest.pb(), lambda call: secrets.destroy(call.name)),
     ]

@@ -7,7 +7,7 @@ from cluster.emulator.paging import page
 from cluster.tpu import catalog
 
 # Zones that the price lists of the API fact sheet and the public run logs name. Others are served as well; they are only not listed.
-_ZONES = (
+ZONES = (
     "asia-northeast1-b",
     "europe-west4-a",
     "europe-west4-b",
@@ -77,7 +77,7 @@ def service_identity(parent: str) -> Any:
 def list_locations(project: str) -> Any:
     from google.cloud.location import locations_pb2
 
-    return locations_pb2.ListLocationsResponse(locations=[get_location(f"{project}/locations/{zone}") for zone in _ZONES])
+    return locations_pb2.ListLocationsResponse(locations=[get_location(f"{project}/locations/{zone}") for zone in ZONES])
 
 
 def get_location(path: str) -> Any:

@@ -12,7 +12,7 @@ from cluster.errors import ConfigError
 from cluster.tpu import catalog
 from cluster.tpu.catalog import AcceleratorType
 
-INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION = 3, 5, 6, 9
+INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, UNAVAILABLE = 3, 5, 6, 9, 14
 _PARENT = re.compile(r"projects/[^/]+/locations/[^/]+")
 _ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 _ID = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -97,6 +97,11 @@ def runtime_versions() -> list[str]:
 def not_found(path: str) -> Refusal:
     """The words are a guess."""
     return Refusal(NOT_FOUND, f"Resource '{path}' was not found")
+
+
+def not_found_by_compute(path: str) -> Refusal:
+    """In the words of Compute Engine."""
+    return Refusal(NOT_FOUND, f"The resource '{path}' was not found")
 
 
 def already_exists(path: str) -> Refusal:

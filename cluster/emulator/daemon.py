@@ -5,7 +5,8 @@
     <folder>/cloud.sqlite3   what outlives it
     <folder>/hosts/          the disks of its hosts
 
-A daemon that ends, in whatever way, leaves nodes and hosts as they are; the next one finds them again and serves on the same port.
+A daemon that ends, in whatever way, leaves nodes, instances and their hosts as they are; the next one finds them again and serves on the
+same ports.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from cluster.emulator.clock import RealClock
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
 from cluster.emulator.http import HttpServer
+from cluster.emulator.model import Machine, NodeRecord
 from cluster.emulator.profile import DEFAULT_PROFILE, INSTANT, Profile
 from cluster.emulator.rest import Rest
 from cluster.emulator.server import Server
@@ -45,9 +47,9 @@ class Endpoint:
     """How a running daemon is reached."""
 
     grpc: str
-    """host:port of the Cloud TPU API over gRPC."""
+    """host:port of the Cloud TPU and Secret Manager APIs over gRPC."""
     rest: str
-    """URL of the same API over REST; empty for a daemon of an earlier version."""
+    """URL of the same APIs and of Compute Engine over REST; empty for a daemon of an earlier version."""
     admin: str
     """URL of its admin endpoint; empty for a daemon of an earlier version."""
     profile: str
@@ -95,7 +97,7 @@ def serve(
         cloud.resume()
         api = Api(cloud)
         server = Server(api, int(store.get("port", "0")))
-        rest = HttpServer(Rest(api).answer, int(store.get("rest_port", "0")))
+        rest = HttpServer(Rest(api, cloud).answer, int(store.get("rest_port", "0")))
         admin = HttpServer(Admin(cloud).answer, int(store.get("admin_port", "0")))
         for key, port in (("port", server.port), ("rest_port", rest.port), ("admin_port", admin.port)):
             store.set(key, str(port))
@@ -111,7 +113,7 @@ def serve(
 
 
 def purge(folder: Path) -> int:
-    """End all hosts and forget all nodes, without a daemon. Returns how many nodes there were.
+    """End all hosts and forget all nodes, instances and secrets, without a daemon. Returns how many nodes and instances there were.
 
     Raises ClusterError while a daemon runs.
     """
@@ -119,17 +121,18 @@ def purge(folder: Path) -> int:
         if not (folder / "cloud.sqlite3").exists():
             return 0
         store = Store(folder / "cloud.sqlite3")
-        nodes = store.nodes()
-        for node in nodes:
-            for host in node.hosts:
-                processes.kill_members(marker(node, host))
-                remove_disk(folder / "hosts" / f"{node.uid}-w-{host.worker}")
-            store.remove_node(node.path)
+        machines: list[Machine] = [*store.nodes(), *store.instances()]
+        for machine in machines:
+            for host in machine.hosts:
+                processes.kill_members(marker(machine, host))
+                remove_disk(folder / "hosts" / f"{machine.uid}-w-{host.worker}")
+            (store.remove_node if isinstance(machine, NodeRecord) else store.remove_instance)(machine.path)
         for queued in store.queued():
             store.remove_queued(queued.path)
+        store.remove_secrets()
         store.close()
         shutil.rmtree(folder / "hosts", ignore_errors=True)
-        return len(nodes)
+        return len(machines)
 
 
 @contextmanager

@@ -23,9 +23,9 @@ class Embedded:
 
     cloud: Cloud
     endpoint: str
-    """host:port of its Cloud TPU API over gRPC."""
+    """host:port of its Cloud TPU and Secret Manager APIs over gRPC."""
     rest: str
-    """URL of the same API over REST."""
+    """URL of the same APIs and of Compute Engine over REST."""
     admin: str
     """URL of the admin endpoint."""
     clock: Clock
@@ -50,7 +50,7 @@ def embedded_emulator(
     cloud = cloud_class(store, hosts, clock, state_dir=database or Path("/"), profile=profile)
     cloud.resume()
     api = Api(cloud)
-    server, rest, admin = Server(api), HttpServer(Rest(api).answer), HttpServer(Admin(cloud).answer)
+    server, rest, admin = Server(api), HttpServer(Rest(api, cloud).answer), HttpServer(Admin(cloud).answer)
     try:
         yield Embedded(cloud, server.endpoint, rest.url, admin.url, clock)
     finally:

@@ -1,7 +1,8 @@
 """Faults as rules: which calls go wrong, how, and how often.
 
-A rule belongs to the running service: it ends with it, while capacity, quota and nodes are kept. Beside the methods of the API there is
-`BootHost`, with the resource `<node>/hosts/<worker>`: LATENCY lets that host boot late, HANG never.
+A rule belongs to the running service: it ends with it, while capacity, quota and nodes are kept. Methods of Compute Engine are called as
+its documentation has them: `instances.insert`. Beside the methods of the APIs there is `BootHost`, with the resource
+`<node or instance>/hosts/<worker>`: LATENCY lets that host boot late, HANG never.
 """
 
 import dataclasses
@@ -43,10 +44,14 @@ ON_BOOT = frozenset({Effect.LATENCY, Effect.HANG})
 
 @dataclass(frozen=True)
 class Fault:
-    """One rule. `method`, `zone` and `resource` are patterns as of file names; `resource` matches a whole path or its last part."""
+    """One rule. `method`, `service`, `zone` and `resource` are patterns as of file names; `resource` matches a whole path or its last
+    part.
+    """
 
     effect: Effect
     method: str = "*"
+    service: str = "*"
+    """tpu, secretmanager or compute, or a pattern."""
     zone: str = "*"
     resource: str = "*"
     code: int = 14
@@ -140,19 +145,54 @@ def _matches(rule: Fault, method: str, target: str) -> bool:
     parts = target.split("/")
     zone = parts[3] if len(parts) > 3 else ""
     resource = fnmatch.fnmatchcase(target, rule.resource) or fnmatch.fnmatchcase(parts[-1], rule.resource)
-    return resource and fnmatch.fnmatchcase(method, rule.method) and fnmatch.fnmatchcase(zone, rule.zone)
+    where = fnmatch.fnmatchcase(service_of(method), rule.service) and fnmatch.fnmatchcase(zone, rule.zone)
+    return resource and where and fnmatch.fnmatchcase(method, rule.method)
 
 
-def _call(code: int, words: str, method: str = "Create*") -> Fault:
-    return Fault(Effect.ERROR, method, code=code, words=words)
+def service_of(method: str) -> str:
+    """The service that a method belongs to. Hosts that boot (BootHost) are of the first."""
+    if method.startswith(("instances.", "zoneOperations.")):
+        return "compute"
+    return "secretmanager" if "Secret" in method else "tpu"
 
 
-def _operation(code: int, words: str) -> Fault:
-    return Fault(Effect.OPERATION_ERROR, "Create*", code=code, words=words)
+def _call(code: int, words: str, method: str = "Create*", service: str = "tpu") -> Fault:
+    return Fault(Effect.ERROR, method, service, code=code, words=words)
 
 
+def _operation(code: int, words: str, method: str = "Create*", service: str = "tpu") -> Fault:
+    return Fault(Effect.OPERATION_ERROR, method, service, code=code, words=words)
+
+
+_DISABLED = (
+    "{name} API has not been used in project {project} before or it is disabled. Enable it by visiting "
+    "https://console.developers.google.com/apis/api/{api}/overview?project={project} then retry."
+)
+# In the words of Google's documentation ("Troubleshooting resource errors") and of public logs.
+COMPUTE_PRESETS: dict[str, Fault] = {
+    "compute-stockout": _operation(
+        8,
+        "The zone 'projects/{project}/zones/{zone}' does not have enough resources available to fulfill the request.  "
+        "Try a different zone, or try again later.",
+        "instances.insert",
+        "compute",
+    ),
+    "compute-quota": _call(8, "Quota 'CPUS' exceeded.  Limit: 24.0 in region {region}.", "instances.insert", "compute"),
+    "compute-permission": _call(7, "Required '{method}' permission for '{resource}'", "*", "compute"),
+    "compute-api-disabled": _call(
+        7, _DISABLED.replace("{name}", "Compute Engine").replace("{api}", "compute.googleapis.com"), "*", "compute"
+    ),
+}
+SECRET_PRESETS: dict[str, Fault] = {
+    "secrets-permission": _call(
+        7, "Permission 'secretmanager.versions.access' denied for resource '{resource}' (or it may not exist).", "*", "secretmanager"
+    ),
+    "secrets-api-disabled": _call(
+        7, _DISABLED.replace("{name}", "Secret Manager").replace("{api}", "secretmanager.googleapis.com"), "*", "secretmanager"
+    ),
+}
 # The errors seen in the wild, in their words (API fact sheet, section 3).
-PRESETS: dict[str, Fault] = {
+TPU_PRESETS: dict[str, Fault] = {
     "stockout": _operation(
         8,
         'There is no more capacity in the zone "{zone}"; you can try in another zone where Cloud TPU Nodes are offered '
@@ -187,5 +227,6 @@ PRESETS: dict[str, Fault] = {
     "free-trial": _call(7, "cannot create a TPU Node on a project linked to a free-trial billing account"),
     "exists": _call(6, "Resource '{resource}' already exists"),
     "old-tpu-node": _call(9, "Your request to provision TPU Node has been denied. Please migrate to TPU VM Architecture"),
-    "unavailable": _call(14, "The service is currently unavailable.", "*"),
+    "unavailable": _call(14, "The service is currently unavailable.", "*", "*"),
 }
+PRESETS = {**TPU_PRESETS, **COMPUTE_PRESETS, **SECRET_PRESETS}

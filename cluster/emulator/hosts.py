@@ -1,6 +1,6 @@
-"""The hosts of emulated nodes: one process group each, a folder as its disk and a metadata server of its own.
+"""The hosts of emulated nodes and instances: one process group each, a folder as its disk and a metadata server of its own.
 
-What a host finds is what a TPU VM image with our bundle in it would hold; nothing in it says that the cloud is emulated.
+What a host finds is what a VM image with our bundle in it would hold; nothing in it says that the cloud is emulated.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ import psutil
 
 from cluster import processes
 from cluster.emulator.metadata import MetadataServer, entries
-from cluster.emulator.model import HostRecord, NodeRecord
+from cluster.emulator.model import HostRecord, Machine
+from cluster.emulator.store import Store
 from cluster.state import private_dir, short_dir, write_atomic
 
 log = logging.getLogger(__name__)
@@ -28,25 +29,25 @@ _COMMAND_LIMIT_S = 120.0
 
 
 class Hosts(Protocol):
-    """Whatever gives nodes their hosts. All calls for one node come one after the other."""
+    """Whatever gives machines (nodes and instances) their hosts. All calls for one machine come one after the other."""
 
-    def start(self, node: NodeRecord) -> None:
-        """Start what does not run yet, and write into `node.hosts` how it is found again."""
+    def start(self, machine: Machine) -> None:
+        """Start what does not run yet, and write into `machine.hosts` how it is found again."""
 
-    def halt(self, node: NodeRecord) -> None:
-        """End every process of the node, also what was started and not written down. Its disks stay."""
+    def halt(self, machine: Machine) -> None:
+        """End every process of the machine, also what was started and not written down. Its disks stay."""
 
-    def stop(self, node: NodeRecord) -> None:
-        """End everything that belongs to the node, its disks as well."""
+    def stop(self, machine: Machine) -> None:
+        """End everything that belongs to the machine, its disks as well."""
 
-    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
+    def signal(self, machine: Machine, host: HostRecord, number: int) -> None:
         """Send a signal to every process of one host."""
 
-    def run(self, node: NodeRecord, host: HostRecord, command: str) -> tuple[int, str]:
+    def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:
         """Run a shell command on one host: its exit code and output."""
 
-    def announce(self, node: NodeRecord) -> None:
-        """Let the hosts' metadata servers show the node as it is now."""
+    def announce(self, machine: Machine) -> None:
+        """Let the hosts' metadata servers show the machine as it is now."""
 
     def exited(self, host: HostRecord) -> bool:
         """Whether the host's startup script has ended."""
@@ -58,22 +59,22 @@ class Hosts(Protocol):
 class NoHosts:
     """Hosts that are addresses only: for tests of clients of the API, and for thousands of nodes."""
 
-    def start(self, node: NodeRecord) -> None:
+    def start(self, machine: Machine) -> None:
         """Nothing to start."""
 
-    def halt(self, node: NodeRecord) -> None:
+    def halt(self, machine: Machine) -> None:
         """Nothing to end."""
 
-    def stop(self, node: NodeRecord) -> None:
+    def stop(self, machine: Machine) -> None:
         """Nothing to end."""
 
-    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
+    def signal(self, machine: Machine, host: HostRecord, number: int) -> None:
         """No process to send it to."""
 
-    def run(self, node: NodeRecord, host: HostRecord, command: str) -> tuple[int, str]:  # noqa: ARG002  # the protocol's signature
+    def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:  # noqa: ARG002  # the protocol's signature
         return 255, "there is no such host"
 
-    def announce(self, node: NodeRecord) -> None:
+    def announce(self, machine: Machine) -> None:
         """Nobody to tell."""
 
     def exited(self, host: HostRecord) -> bool:  # noqa: ARG002  # the protocol's signature
@@ -84,7 +85,7 @@ class NoHosts:
 
 
 class ProcessHosts:
-    """Hosts as processes of this machine, each running its node's startup script."""
+    """Hosts as processes of this machine, each running its machine's startup script."""
 
     def __init__(self, folder: Path, state_dir: Path, image_bundle: str, env: Mapping[str, str]) -> None:
         """`folder`: where the hosts' disks lie. `state_dir`: the user's state directory, where agents log. `image_bundle`: the hash of
@@ -96,37 +97,37 @@ class ProcessHosts:
         self._lock = threading.Lock()
         self._python = None if _importable() else Path(__file__).parents[2]
 
-    def start(self, node: NodeRecord) -> None:
+    def start(self, machine: Machine) -> None:
         # All metadata servers before the first process: a startup script asks at once.
-        for host in node.hosts:
-            self._serve(node, host)
-        for host in node.hosts:
+        for host in machine.hosts:
+            self._serve(machine, host)
+        for host in machine.hosts:
             if not (host.exited or host.held) and (host.process is None or not host.process.alive()):
-                host.process = self._boot(node, host)
+                host.process = self._boot(machine, host)
 
-    def halt(self, node: NodeRecord) -> None:
-        for host in node.hosts:
-            processes.kill_members(marker(node, host))
+    def halt(self, machine: Machine) -> None:
+        for host in machine.hosts:
+            processes.kill_members(marker(machine, host))
             if host.process is not None:
                 processes.reap(host.process)
             with self._lock:
-                server = self._servers.pop((node.uid, host.worker), None)
+                server = self._servers.pop((machine.uid, host.worker), None)
             if server is not None:
                 server.stop()
 
-    def stop(self, node: NodeRecord) -> None:
-        self.halt(node)
-        for host in node.hosts:
-            remove_disk(self._disk(node, host))
+    def stop(self, machine: Machine) -> None:
+        self.halt(machine)
+        for host in machine.hosts:
+            remove_disk(self._disk(machine, host))
 
-    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
-        for process in processes.members(marker(node, host)):
+    def signal(self, machine: Machine, host: HostRecord, number: int) -> None:
+        for process in processes.members(marker(machine, host)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
-    def run(self, node: NodeRecord, host: HostRecord, command: str) -> tuple[int, str]:
-        disk = self._disk(node, host)
-        env = {**self._environment(node, host, disk), processes.MARKER: marker(node, host)}
+    def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:
+        disk = self._disk(machine, host)
+        env = {**self._environment(machine, host, disk), processes.MARKER: marker(machine, host)}
         try:
             done = subprocess.run(
                 ["bash", "-c", command],
@@ -143,12 +144,12 @@ class ProcessHosts:
             return 124, (error.output or b"").decode(errors="replace")
         return done.returncode, done.stdout.decode(errors="replace")
 
-    def announce(self, node: NodeRecord) -> None:
-        for host in node.hosts:
+    def announce(self, machine: Machine) -> None:
+        for host in machine.hosts:
             with self._lock:
-                server = self._servers.get((node.uid, host.worker))
+                server = self._servers.get((machine.uid, host.worker))
             if server is not None:
-                server.show(entries(node, host.worker))
+                server.show(entries(machine, host.worker))
 
     def exited(self, host: HostRecord) -> bool:
         if host.process is None:
@@ -161,23 +162,25 @@ class ProcessHosts:
             server.stop()
         self._servers.clear()
 
-    def _serve(self, node: NodeRecord, host: HostRecord) -> None:
-        if (node.uid, host.worker) not in self._servers:
-            server = MetadataServer(host.ip, host.metadata_port, entries(node, host.worker))
+    def _serve(self, machine: Machine, host: HostRecord) -> None:
+        if (machine.uid, host.worker) not in self._servers:
+            server = MetadataServer(host.ip, host.metadata_port, entries(machine, host.worker))
             host.metadata_port = server.port
             with self._lock:
-                self._servers[node.uid, host.worker] = server
+                self._servers[machine.uid, host.worker] = server
 
-    def _boot(self, node: NodeRecord, host: HostRecord) -> processes.ProcessRecord:
+    def _boot(self, machine: Machine, host: HostRecord) -> processes.ProcessRecord:
         """Run the startup script; on a disk from before, as at a reboot."""
-        disk = private_dir(self._disk(node, host))
+        disk = private_dir(self._disk(machine, host))
         home = private_dir(disk / "home")
         script = disk / "startup-script"
-        write_atomic(script, node.message.metadata.get("startup-script", ""), mode=0o700)
+        write_atomic(script, machine.startup_script, mode=0o700)
         self._install_image(disk)
-        log.info("host %s-w-%d boots at %s", node.node_id, host.worker, host.ip)
+        log.info("host %s-w-%d boots at %s", machine.title, host.worker, host.ip)
         argv = ["bash", str(script)]
-        return processes.spawn(argv, marker=marker(node, host), env=self._environment(node, host, disk), log=disk / "serial.log", cwd=home)
+        return processes.spawn(
+            argv, marker=marker(machine, host), env=self._environment(machine, host, disk), log=disk / "serial.log", cwd=home
+        )
 
     def _install_image(self, disk: Path) -> None:
         opt = private_dir(disk / "opt" / "podlaunch")
@@ -187,9 +190,10 @@ class ProcessHosts:
         write_atomic(program, f'#!/bin/sh\n{path}exec {shlex.quote(sys.executable)} "$@"\n', mode=0o700)
         write_atomic(opt / "bundle.sha256", self._image_bundle)
 
-    def _environment(self, node: NodeRecord, host: HostRecord, disk: Path) -> dict[str, str]:
+    def _environment(self, machine: Machine, host: HostRecord, disk: Path) -> dict[str, str]:
         """From scratch: a host must not inherit what happens to be set where the daemon was started."""
         caches = self._env.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        chips = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={machine.chips_per_host}"} if machine.chips_per_host else {}
         passed = {name: self._env[name] for name in ("PODLAUNCH_CACHE_DIR",) if name in self._env}
         return {
             "PATH": self._env.get("PATH", os.defpath),
@@ -203,18 +207,18 @@ class ProcessHosts:
             "PODLAUNCH_STATE_DIR": str(self._state_dir),
             "XDG_CACHE_HOME": caches,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={node.kind.chips_per_host}",
             "PYTHONSAFEPATH": "1",
+            **chips,
             **passed,
         }
 
-    def _disk(self, node: NodeRecord, host: HostRecord) -> Path:
-        return self._folder / f"{node.uid}-w-{host.worker}"
+    def _disk(self, machine: Machine, host: HostRecord) -> Path:
+        return self._folder / f"{machine.uid}-w-{host.worker}"
 
 
-def marker(node: NodeRecord, host: HostRecord) -> str:
+def marker(machine: Machine, host: HostRecord) -> str:
     """By what the processes of a host are known, even those that nobody wrote down."""
-    return f"host-{node.uid}-w-{host.worker}"
+    return f"host-{machine.uid}-w-{host.worker}"
 
 
 def address(state_dir: Path, index: int, worker: int) -> str:
@@ -225,6 +229,13 @@ def address(state_dir: Path, index: int, worker: int) -> str:
     start = int.from_bytes(hashlib.sha256(str(state_dir).encode()).digest()[:4], "big")
     block = index + worker // 254
     return f"127.{16 + (start + block // 254) % 224}.{1 + block % 254}.{1 + worker % 254}"
+
+
+def new_hosts(store: Store, state_dir: Path, count: int) -> list[HostRecord]:
+    """Hosts with addresses that no earlier machine had, as far as the loopback network reaches."""
+    index = int(store.get("next_index", "0"))
+    store.set("next_index", str(index + -(-count // 254)))
+    return [HostRecord(worker, address(state_dir, index, worker)) for worker in range(count)]
 
 
 def remove_disk(disk: Path) -> None:

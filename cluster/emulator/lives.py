@@ -29,12 +29,14 @@ from cluster.emulator.checks import (
 )
 from cluster.emulator.clock import Clock
 from cluster.emulator.faults import BOOT_HOST, ON_BOOT, Effect, Faults
-from cluster.emulator.hosts import Hosts, address
+from cluster.emulator.hosts import Hosts, new_hosts
+from cluster.emulator.instances import Instances
 from cluster.emulator.limits import Claim, Limits, stockout
 from cluster.emulator.model import HostRecord, NodeRecord, Refusal
 from cluster.emulator.operations import Operations
 from cluster.emulator.profile import INSTANT, Profile
 from cluster.emulator.queued import QueuedResources
+from cluster.emulator.secrets import Secrets
 from cluster.emulator.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class Lives:
         self._limits = Limits(store)
         self.faults = Faults()
         self._operations = Operations(store, clock, self.faults)
+        self.secrets = Secrets(store, clock, self._lock)
+        self.instances = Instances(store, hosts, clock, self.faults, self._lock, state_dir=state_dir, profile=profile)
         self.queued = QueuedResources(self, self._operations, store, clock, profile, self._lock)
 
     def resume(self) -> None:
@@ -78,6 +82,7 @@ class Lives:
             elif node.message.state not in (STOPPED, PREEMPTED, REPAIRING):
                 self._find_hosts(node)
         self.queued.resume()
+        self.instances.resume()
 
     def claim(self, zone: str, body: Any) -> Claim:
         """What a raw Node asks for, checked. Raises Refusal."""
@@ -113,6 +118,7 @@ class Lives:
 
     def watch_hosts(self) -> None:
         """Write down which startup scripts have ended since the last time. As on the real cloud their nodes stay READY."""
+        self.instances.watch()
         with self._lock:
             for node in self._nodes.values():
                 ended = [host for host in node.hosts if not host.exited and node.message.state == READY and self._hosts.exited(host)]
@@ -128,7 +134,7 @@ class Lives:
         node.message.accelerator_type = kind.name
         node.message.accelerator_config.topology = kind.topology
         node.message.accelerator_config.type_ = CONFIG_OF_GENERATION[kind.generation]
-        node.hosts = self._new_hosts(kind.hosts)
+        node.hosts = new_hosts(self._store, self._state_dir, kind.hosts)
         self._keep(node)
         self._store.put_node(node)
         self.clock.after(self._profile.create, lambda: self._bring_up(node))
@@ -325,12 +331,6 @@ class Lives:
         message.create_time.FromNanoseconds(int(self.clock.now() * 1e9))
         del message.network_endpoints[:]
         return message
-
-    def _new_hosts(self, count: int) -> list[HostRecord]:
-        """Hosts with addresses that no earlier node had, as far as the loopback network reaches."""
-        index = int(self._store.get("next_index", "0"))
-        self._store.set("next_index", str(index + -(-count // 254)))
-        return [HostRecord(worker, address(self._state_dir, index, worker)) for worker in range(count)]
 
 
 def _claim(node: NodeRecord) -> Claim:

@@ -1,4 +1,4 @@
-"""The metadata server of one emulated host: what `http://metadata.google.internal/computeMetadata/v1/` answers on a TPU VM.
+"""The metadata server of one emulated host: what `http://metadata.google.internal/computeMetadata/v1/` answers on a TPU VM or an instance.
 
 Its address is the host's own, so that every host of a slice sees its own worker number on the same machine. Clients find it through
 GCE_METADATA_HOST, the variable that Google's own libraries read.
@@ -14,13 +14,32 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from cluster.emulator.model import NodeRecord, tpu_env
+from cluster.emulator.model import InstanceRecord, Machine, NodeRecord, project_number, service_account, tpu_env
 
 PREFIX = "/computeMetadata/v1/"
+_LISTS = frozenset({"aliases", "scopes"})
+"""Lines of text by themselves, lists in JSON."""
 
 
-def entries(node: NodeRecord, worker: int) -> dict[str, str]:
+def entries(machine: Machine, worker: int) -> dict[str, str]:
     """Every key of the host's metadata, as a path below /computeMetadata/v1/, with its value."""
+    special = _of_node(machine, worker) if isinstance(machine, NodeRecord) else _of_instance(machine)
+    number = project_number(machine.project)
+    account = f"instance/service-accounts/{service_account(machine.project)}/"
+    return {
+        "instance/zone": f"projects/{number}/zones/{machine.zone}",
+        "instance/preempted": "FALSE",
+        "instance/maintenance-event": "NONE",
+        "instance/network-interfaces/0/ip": machine.hosts[worker].ip,
+        **_account("instance/service-accounts/default/", machine.project),
+        **_account(account, machine.project),
+        "project/project-id": machine.project,
+        "project/numeric-project-id": number,
+        **special,
+    }
+
+
+def _of_node(node: NodeRecord, worker: int) -> dict[str, str]:
     attributes = {
         **dict(node.message.metadata),
         "accelerator-type": node.kind.name,
@@ -33,13 +52,35 @@ def entries(node: NodeRecord, worker: int) -> dict[str, str]:
         **{f"instance/attributes/{key}": value for key, value in attributes.items()},
         "instance/name": f"t1v-n-{node.uid[:8]}-w-{worker}",
         "instance/hostname": f"t1v-n-{node.uid[:8]}-w-{worker}.{node.zone}.c.{node.project}.internal",
-        "instance/zone": f"projects/{_project_number(node.project)}/zones/{node.zone}",
-        "instance/preempted": "FALSE",
-        "instance/maintenance-event": "NONE",
-        "instance/network-interfaces/0/ip": node.hosts[worker].ip,
-        "project/project-id": node.project,
-        "project/numeric-project-id": _project_number(node.project),
         **node.notices,
+    }
+
+
+def _of_instance(instance: InstanceRecord) -> dict[str, str]:
+    interface = instance.body["networkInterfaces"][0]
+    external = {
+        f"instance/network-interfaces/0/access-configs/{index}/external-ip": config["natIP"]
+        for index, config in enumerate(interface.get("accessConfigs", []))
+    }
+    machine_type = instance.body["machineType"].rpartition("/")[2]
+    return {
+        **{f"instance/attributes/{key}": value for key, value in instance.metadata.items()},
+        "instance/name": instance.title,
+        "instance/id": instance.body["id"],
+        "instance/hostname": f"{instance.title}.{instance.zone}.c.{instance.project}.internal",
+        "instance/machine-type": f"projects/{project_number(instance.project)}/machineTypes/{machine_type}",
+        **external,
+    }
+
+
+def _account(folder: str, project: str) -> dict[str, str]:
+    """A service account. Its token opens nothing: the emulated services take callers of this user without one."""
+    token = {"access_token": f"emulated-{project_number(project)}", "expires_in": 3599, "token_type": "Bearer"}
+    return {
+        f"{folder}aliases": "default\n",
+        f"{folder}email": service_account(project),
+        f"{folder}scopes": "https://www.googleapis.com/auth/cloud-platform\n",
+        f"{folder}token": json.dumps(token),
     }
 
 
@@ -131,11 +172,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 def lookup(values: Mapping[str, str], path: str, *, recursive: bool) -> tuple[str, str] | None:
     """Body and content type for a path: a value, the listing of a directory (sub-directories end with /), or all that is below as JSON."""
+    if path == "/":  # what clients ask to find out whether there is a metadata server
+        return "computeMetadata/\n", "application/text"
     if not path.startswith(PREFIX):
         return None
     key = path.removeprefix(PREFIX)
     if key in values:
-        return values[key], "application/text"
+        return values[key], "application/json" if key.endswith("/token") else "application/text"
     directory = key if key.endswith("/") or not key else f"{key}/"
     below = {name.removeprefix(directory): value for name, value in sorted(values.items()) if name.startswith(directory)}
     if not below:
@@ -147,21 +190,22 @@ def lookup(values: Mapping[str, str], path: str, *, recursive: bool) -> tuple[st
 
 
 def _tree(values: Mapping[str, str]) -> dict[str, Any]:
-    """Nested by the parts of the keys. The real server writes some keys in camelCase here; attributes keep their names, there as here."""
+    """Nested by the parts of the keys. The real server writes some keys in camelCase here; attributes keep their names, there as here.
+
+    Lists are lists here, and tokens are left out, there as here.
+    """
     tree: dict[str, Any] = {}
     for path, value in values.items():
         *folders, name = path.split("/")
         place = tree
         for folder in folders:
             place = place.setdefault(folder, {})
-        place[name] = value
+        if name in _LISTS:
+            place[name] = value.split()
+        elif name != "token":
+            place[name] = value
     return tree
 
 
 def _etag(found: tuple[str, str] | None) -> str:
     return hashlib.sha256(found[0].encode()).hexdigest()[:16] if found is not None else "0"
-
-
-def _project_number(project: str) -> str:
-    """A stable number for a project id, as zones are named by number in metadata."""
-    return str(100_000_000_000 + sum(ord(letter) * 131**index for index, letter in enumerate(project)) % 900_000_000_000)

@@ -1,9 +1,10 @@
-"""What the emulated cloud holds: nodes with their hosts, operations, and the refusals it answers with."""
+"""What the emulated cloud holds: nodes and instances with their hosts, operations, and the refusals it answers with."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.emulator.instance_states import State
 from cluster.processes import ProcessRecord
 from cluster.tpu.catalog import AcceleratorType
 
@@ -68,12 +69,78 @@ class NodeRecord:
         return self.path.rpartition("/")[2]
 
     @property
+    def title(self) -> str:
+        return self.node_id
+
+    @property
+    def startup_script(self) -> str:
+        return str(self.message.metadata.get("startup-script", ""))
+
+    @property
+    def chips_per_host(self) -> int:
+        return self.kind.chips_per_host
+
+    @property
     def project(self) -> str:
         return self.path.split("/")[1]
 
     @property
     def zone(self) -> str:
         return self.path.split("/")[3]
+
+
+@dataclass
+class InstanceRecord:
+    """One instance of Compute Engine: what the API shows, and what is behind it."""
+
+    path: str
+    """projects/P/zones/Z/instances/N"""
+    body: dict[str, Any]
+    """compute.v1.Instance as JSON."""
+    uid: str
+    """Differs for two instances that carry the same name one after the other."""
+    hosts: list[HostRecord]
+    """One."""
+    operation: str
+    """The operation that works on it, or did last."""
+    goes: bool = False
+    """It is deleted when its processes have ended."""
+
+    @property
+    def state(self) -> State:
+        return State(self.body["status"])
+
+    @property
+    def host(self) -> HostRecord:
+        return self.hosts[0]
+
+    @property
+    def title(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def project(self) -> str:
+        return self.path.split("/")[1]
+
+    @property
+    def zone(self) -> str:
+        return self.path.split("/")[3]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {str(item["key"]): str(item.get("value", "")) for item in self.body.get("metadata", {}).get("items", [])}
+
+    @property
+    def startup_script(self) -> str:
+        return self.metadata.get("startup-script", "")
+
+    @property
+    def chips_per_host(self) -> int:
+        return 0
+
+
+Machine = NodeRecord | InstanceRecord
+"""Whatever has hosts."""
 
 
 @dataclass
@@ -98,6 +165,16 @@ class QueuedRecord:
     @property
     def zone(self) -> str:
         return self.path.split("/")[3]
+
+
+def project_number(project: str) -> str:
+    """A stable number for a project id, by which some answers name a project."""
+    return str(100_000_000_000 + sum(ord(letter) * 131**index for index, letter in enumerate(project)) % 900_000_000_000)
+
+
+def service_account(project: str) -> str:
+    """The address of Compute Engine's default service account."""
+    return f"{project_number(project)}-compute@developer.gserviceaccount.com"
 
 
 def tpu_env(node: NodeRecord, worker: int) -> str:

@@ -1,6 +1,7 @@
 """The same methods over REST: paths, JSON and error bodies as the client's REST transport and gcloud know them.
 
-The templates are those of the client's own REST transport (google-cloud-tpu); /v1 is what gcloud asks for accelerator types.
+The templates are those of the clients' own REST transports (google-cloud-tpu, google-cloud-secret-manager); /v1 is what gcloud asks for
+accelerator types.
 """
 
 import json
@@ -11,6 +12,8 @@ from urllib.parse import parse_qsl, unquote
 
 from cluster.emulator.api import Api, Dropped
 from cluster.emulator.checks import INVALID_ARGUMENT, NOT_FOUND
+from cluster.emulator.cloud import Cloud
+from cluster.emulator.compute_rest import PREFIX, ComputeRest
 from cluster.emulator.http import Answer, Request
 from cluster.emulator.model import Refusal
 from cluster.emulator.status import status_of
@@ -35,6 +38,7 @@ _HTTP = {
     16: (401, "UNAUTHENTICATED"),
 }
 _ZONE = "projects/*/locations/*"
+_SECRET = "projects/*/secrets/*"
 
 
 @dataclass(frozen=True)
@@ -86,19 +90,31 @@ def _routes() -> list[_Route]:
         _route("GET", "name", f"{_ZONE}/operations/*", "", "GetOperation"),
         _route("DELETE", "name", f"{_ZONE}/operations/*", "", "DeleteOperation"),
         _route("POST", "name", f"{_ZONE}/operations/*", ":cancel", "CancelOperation"),
+        _route("POST", "parent", "projects/*", "/secrets", "CreateSecret", "secret", version="v1"),
+        _route("GET", "parent", "projects/*", "/secrets", "ListSecrets", version="v1"),
+        _route("GET", "name", _SECRET, "", "GetSecret", version="v1"),
+        _route("DELETE", "name", _SECRET, "", "DeleteSecret", version="v1"),
+        _route("POST", "parent", _SECRET, ":addVersion", "AddSecretVersion", "*", version="v1"),
+        _route("GET", "parent", _SECRET, "/versions", "ListSecretVersions", version="v1"),
+        _route("GET", "name", f"{_SECRET}/versions/*", "", "GetSecretVersion", version="v1"),
+        _route("GET", "name", f"{_SECRET}/versions/*", ":access", "AccessSecretVersion", version="v1"),
+        _route("POST", "name", f"{_SECRET}/versions/*", ":destroy", "DestroySecretVersion", "*", version="v1"),
     ]
 
 
 class Rest:
     """Answers HTTP requests from an Api."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, cloud: Cloud) -> None:
         self._api = api
+        self._compute = ComputeRest(api, cloud)
         self._routes = _routes()
 
     def answer(self, request: Request) -> Answer:
         from google.protobuf import json_format
 
+        if request.path.startswith(PREFIX):
+            return self._compute.answer(request)
         query = parse_qsl(request.query, keep_blank_values=True)
         try:
             method, call = self._parse(request, query)

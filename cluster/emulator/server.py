@@ -1,4 +1,4 @@
-"""The Cloud TPU v2 API over gRPC, as the unmodified client speaks it."""
+"""The Cloud TPU v2 and Secret Manager v1 APIs over gRPC, as the unmodified clients speak them."""
 
 from collections import namedtuple
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from cluster.emulator.api import LOCATIONS, OPERATIONS, TPU, Api, Dropped, Method
+from cluster.emulator.api import SERVICES, Api, Dropped, Method
 from cluster.emulator.model import Refusal
 from cluster.emulator.peers import Peers
 from cluster.emulator.status import status_of
@@ -25,7 +25,7 @@ class Server:
         self._server = grpc.server(ThreadPoolExecutor(_WORKERS, thread_name_prefix="grpc"), options=[("grpc.so_reuseport", 0)])
         self.port = self._bind(port)
         peers = Peers(self.port)
-        self._server.add_generic_rpc_handlers(tuple(_handlers(api, service, peers) for service in (TPU, OPERATIONS, LOCATIONS)))
+        self._server.add_generic_rpc_handlers(tuple(_handlers(api, service, peers) for service in SERVICES))
         self._server.start()
 
     @property

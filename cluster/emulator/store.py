@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.emulator.model import HostRecord, NodeRecord, QueuedRecord
+from cluster.emulator.model import HostRecord, InstanceRecord, NodeRecord, QueuedRecord
 from cluster.processes import ProcessRecord
 from cluster.tpu.catalog import AcceleratorType
 
@@ -19,6 +19,12 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS nodes (path TEXT PRIMARY KEY, message BLOB NOT NULL, behind TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS operations (name TEXT PRIMARY KEY, message BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS queued (path TEXT PRIMARY KEY, message BLOB NOT NULL, operation TEXT NOT NULL, entered REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS instances (path TEXT PRIMARY KEY, body TEXT NOT NULL, behind TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS compute_operations (path TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS secrets (path TEXT PRIMARY KEY, message BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS secret_versions (
+    path TEXT NOT NULL, number INTEGER NOT NULL, message BLOB NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (path, number)
+);
 CREATE TABLE IF NOT EXISTS requests (id TEXT PRIMARY KEY, operation TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -32,6 +38,7 @@ class Store:
         # A write is safe from the end of the process, which is what has to be survived; only the machine's could lose the last ones.
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA secure_delete=ON")  # a secret that is deleted or destroyed is not left in free pages
         self._db.executescript(_SCHEMA)
         self._depth = 0
 
@@ -109,6 +116,75 @@ class Store:
         rows = self._db.execute("SELECT message FROM operations ORDER BY rowid")
         return [operations_pb2.Operation.FromString(message) for (message,) in rows]
 
+    def put_instance(self, instance: InstanceRecord) -> None:
+        behind = {
+            "uid": instance.uid,
+            "operation": instance.operation,
+            "goes": instance.goes,
+            "hosts": [dataclasses.asdict(host) for host in instance.hosts],
+        }
+        self._db.execute("REPLACE INTO instances VALUES (?, ?, ?)", (instance.path, json.dumps(instance.body), json.dumps(behind)))
+
+    def remove_instance(self, path: str) -> None:
+        self._db.execute("DELETE FROM instances WHERE path = ?", (path,))
+
+    def instances(self) -> list[InstanceRecord]:
+        rows = self._db.execute("SELECT path, body, behind FROM instances")
+        return [_instance(path, json.loads(body), json.loads(behind)) for path, body, behind in rows]
+
+    def put_compute_operation(self, path: str, body: dict[str, Any]) -> None:
+        self._db.execute("REPLACE INTO compute_operations VALUES (?, ?)", (path, json.dumps(body)))
+
+    def remove_compute_operation(self, path: str) -> None:
+        self._db.execute("DELETE FROM compute_operations WHERE path = ?", (path,))
+
+    def compute_operations(self) -> dict[str, dict[str, Any]]:
+        """By path, oldest first."""
+        return {path: json.loads(body) for path, body in self._db.execute("SELECT path, body FROM compute_operations ORDER BY rowid")}
+
+    def put_secret(self, secret: Any) -> None:
+        self._db.execute("REPLACE INTO secrets VALUES (?, ?)", (secret.name, secret.SerializeToString()))
+
+    def secret(self, path: str) -> Any | None:
+        """Raw google.cloud.secretmanager.v1.Secret."""
+        from google.cloud import secretmanager_v1
+
+        row = self._db.execute("SELECT message FROM secrets WHERE path = ?", (path,)).fetchone()
+        return secretmanager_v1.Secret.pb().FromString(row[0]) if row is not None else None
+
+    def secrets(self) -> list[Any]:
+        """Raw google.cloud.secretmanager.v1.Secret."""
+        from google.cloud import secretmanager_v1
+
+        kind = secretmanager_v1.Secret.pb()
+        return [kind.FromString(message) for (message,) in self._db.execute("SELECT message FROM secrets")]
+
+    def remove_secret(self, path: str) -> None:
+        """With all of its versions."""
+        self._db.execute("DELETE FROM secret_versions WHERE path = ?", (path,))
+        self._db.execute("DELETE FROM secrets WHERE path = ?", (path,))
+
+    def remove_secrets(self) -> None:
+        """All of them."""
+        self._db.execute("DELETE FROM secret_versions")
+        self._db.execute("DELETE FROM secrets")
+
+    def put_secret_version(self, path: str, number: int, version: Any, payload: bytes) -> None:
+        """`path`: the secret's."""
+        self._db.execute("REPLACE INTO secret_versions VALUES (?, ?, ?, ?)", (path, number, version.SerializeToString(), payload))
+
+    def newest_version(self, path: str) -> int:
+        """Its number; 0 when the secret has none."""
+        row = self._db.execute("SELECT MAX(number) FROM secret_versions WHERE path = ?", (path,)).fetchone()
+        return int(row[0] or 0)
+
+    def secret_version(self, path: str, number: int) -> tuple[Any, bytes] | None:
+        """Raw google.cloud.secretmanager.v1.SecretVersion and its payload."""
+        from google.cloud import secretmanager_v1
+
+        row = self._db.execute("SELECT message, payload FROM secret_versions WHERE path = ? AND number = ?", (path, number)).fetchone()
+        return (secretmanager_v1.SecretVersion.pb().FromString(row[0]), bytes(row[1])) if row is not None else None
+
     def get(self, key: str, default: str) -> str:
         row = self._db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
         return str(row[0]) if row is not None else default
@@ -118,11 +194,17 @@ class Store:
 
 
 def _node(message: Any, behind: dict[str, Any]) -> NodeRecord:
-    hosts = [
+    holds = bool(behind.get("holds", True))  # a database from before knows no capacity
+    kind = AcceleratorType(**behind["kind"])
+    return NodeRecord(message, behind["uid"], kind, _hosts(behind), behind["operation"], holds, behind.get("notices", {}))
+
+
+def _instance(path: str, body: dict[str, Any], behind: dict[str, Any]) -> InstanceRecord:
+    return InstanceRecord(path, body, behind["uid"], _hosts(behind), behind["operation"], behind["goes"])
+
+
+def _hosts(behind: dict[str, Any]) -> list[HostRecord]:
+    return [
         HostRecord(**{**host, "process": ProcessRecord.from_dict(host["process"]) if host["process"] is not None else None})
         for host in behind["hosts"]
     ]
-    holds = bool(behind.get("holds", True))  # a database from before knows no capacity
-    return NodeRecord(
-        message, behind["uid"], AcceleratorType(**behind["kind"]), hosts, behind["operation"], holds, behind.get("notices", {})
-    )

@@ -5,7 +5,6 @@ repeated only after a look has said that the first try came to nothing (CreateNo
 the look tells besides that a try whose answer was lost has succeeded).
 """
 
-import contextlib
 import functools
 import random
 import re
@@ -14,7 +13,9 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster.tpu.errors import DeadlineExceededError, NotFoundError, RateLimitedError, TransientError, from_exception, from_status
+from cluster.credentials import default_credentials
+from cluster.repeat import CHANNEL_OPTIONS, SAFE, STUMBLES, Repeater
+from cluster.tpu.errors import CLOUD_TPU, NotFoundError, TransientError, from_exception, from_status
 from cluster.tpu.messages import (
     NodeRequest,
     Operation,
@@ -35,15 +36,6 @@ __all__ = ["ALL_ZONES", "NodeRequest", "Operation", "QueuedRequest", "QueuedReso
 T = TypeVar("T")
 ALL_ZONES = "-"
 """In a listing: every zone at once."""
-_STUMBLES = (TransientError, DeadlineExceededError)
-_RATE_PAUSE_S = 5.0
-_TOKEN_TIMEOUT_S = 10.0
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),  # 4 MiB by default; a longer list fails with RESOURCE_EXHAUSTED, which looks like quota
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),  # a service that comes back is found at once; the default goes up to two minutes
-)
 
 
 class TpuApi:
@@ -68,8 +60,8 @@ class TpuApi:
         Raises CredentialsError when Google's service is meant and there are no credentials, or none that work.
         """
         self.project = project
-        self._timeout, self._patience = timeout, patience
-        self._clock, self._sleep, self._jitter = clock, sleep, jitter
+        self._timeout = timeout
+        self._repeater = Repeater(CLOUD_TPU, patience=patience, clock=clock, sleep=sleep, jitter=jitter)
         self._new_id = new_id
         self._client = client if client is not None else make_client(endpoint, project)
 
@@ -158,7 +150,7 @@ class TpuApi:
             return str(method(call, timeout=self._timeout, retry=None).operation.name)
 
         # The rate is the caller's to keep: a creation that is too early is not repeated here.
-        return self._call(create, name, zone, repeat=_STUMBLES)
+        return self._call(create, name, zone, repeat=STUMBLES)
 
     def _pages(self, method: Callable[..., Any], what: str, zone: str, needed: Collection[str] | None) -> Iterator[Any]:
         """The raw answers, page by page."""
@@ -177,29 +169,8 @@ class TpuApi:
         pager = method({"parent": self._parent(zone), "page_token": token}, timeout=self._timeout, retry=None)
         return raw(next(iter(pager.pages)))
 
-    def _call(
-        self,
-        call: Callable[[], T],
-        resource: str,
-        zone: str,
-        repeat: tuple[type[Exception], ...] = (*_STUMBLES, RateLimitedError),
-    ) -> T:
-        """`call`, repeated while the service answers with one of `repeat`. Raises TPUError."""
-        from google.api_core.exceptions import GoogleAPIError
-        from google.auth.exceptions import GoogleAuthError
-
-        deadline = self._clock() + self._patience
-        pause = 0.25
-        while True:
-            try:
-                return call()
-            except (GoogleAPIError, GoogleAuthError) as raised:
-                error = from_exception(raised, resource=resource, zone=zone)
-                wait = max(pause, _RATE_PAUSE_S) if isinstance(error, RateLimitedError) else pause
-                if not isinstance(error, repeat) or self._clock() + wait > deadline:
-                    raise error from raised
-            self._sleep(wait * (0.5 + self._jitter() / 2))
-            pause = min(pause * 2, 10.0)
+    def _call(self, call: Callable[[], T], resource: str, zone: str, repeat: tuple[type[Exception], ...] = SAFE) -> T:
+        return self._repeater.call(call, resource, zone, repeat)
 
     def _parent(self, zone: str) -> str:
         return f"projects/{self.project}/locations/{zone}"
@@ -214,24 +185,9 @@ def make_client(endpoint: str | None, project: str) -> "TpuClient":
     if endpoint is not None:
         return tpu_v2.TpuClient(transport=TpuGrpcTransport(channel=grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)))
     try:
-        return tpu_v2.TpuClient(credentials=_credentials())
+        return tpu_v2.TpuClient(credentials=default_credentials())
     except GoogleAuthError as error:
         raise from_exception(error, resource=f"project {project}") from error
-
-
-@functools.cache
-def _credentials() -> Any:
-    """Application Default Credentials with a token already: a call made with bad ones would be tried again and again, since the client
-    reports them as UNAVAILABLE. Raises GoogleAuthError.
-    """
-    import google.auth
-    from google.auth.exceptions import TransportError
-    from google.auth.transport.requests import Request
-
-    found, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
-    with contextlib.suppress(TransportError):  # no network says nothing about the credentials; the calls themselves are repeated and tell
-        found.refresh(functools.partial(Request(), timeout=_TOKEN_TIMEOUT_S))  # type: ignore[no-untyped-call]  # google-auth's own
-    return found
 
 
 def _exists(look: Callable[[], object]) -> bool:

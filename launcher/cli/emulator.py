@@ -37,7 +37,7 @@ def stop(
         bool, typer.Option("--keep-nodes", help="End the service only; the next one finds nodes and hosts again.")
     ] = False,
 ) -> None:
-    """End it, with all of its nodes and hosts."""
+    """End it, with all of its nodes, instances, hosts and secrets."""
     users = [cluster.name for cluster in clusters.list_clusters()]
     if users and not keep_nodes:
         confirm(f"Clusters {', '.join(users)} have their slices there. End them with it?", yes)
@@ -47,18 +47,18 @@ def stop(
 
 @app.command("status")
 def status(as_json: AsJson = False) -> None:
-    """Show where it is reached, its nodes, its limits, and the faults that are set."""
+    """Show where it is reached, its nodes and instances, its limits, and the faults that are set."""
     running = local.emulator_status()
     if running is None:
         print("null" if as_json else "no emulated cloud runs")
         return
-    nodes, faults, limits = (local.ask_emulator("GET", path) for path in ("/nodes", "/faults", "/limits"))
+    nodes, instances, faults, limits = (local.ask_emulator("GET", path) for path in ("/nodes", "/instances", "/faults", "/limits"))
     if as_json:
-        found = {"profile": running.profile, "pid": running.pid, "nodes": nodes, "faults": faults, **limits}
+        found = {"profile": running.profile, "pid": running.pid, "nodes": nodes, "instances": instances, "faults": faults, **limits}
         print(json.dumps({**_endpoints(), **found}, indent=1))
         return
     _print_endpoints(as_json=False)
-    CONSOLE.print(_table(nodes))
+    CONSOLE.print(_table(nodes, instances))
     for line in [*incidents.limit_lines(limits), *incidents.fault_lines(faults)]:
         CONSOLE.print(line, highlight=False, markup=False)
 
@@ -67,11 +67,14 @@ for name, verb in incidents.VERBS.items():
     app.command(name)(verb)
 
 
-def _table(nodes: list[dict[str, Any]]) -> Table:
-    table = Table("NODE", "ZONE", "STATE", "HOSTS", box=None)
+def _table(nodes: list[dict[str, Any]], instances: list[dict[str, Any]]) -> Table:
+    table = Table("NODE OR INSTANCE", "ZONE", "STATE", "HOSTS", box=None)
     for node in nodes:
         up = sum(not (host["exited"] or host["held"]) for host in node["hosts"])
         table.add_row(node["name"].rpartition("/")[2], node["name"].split("/")[3], node["state"], f"{up}/{len(node['hosts'])}")
+    for one in instances:
+        runs = not (one["exited"] or one["held"])
+        table.add_row(one["name"].rpartition("/")[2], one["name"].split("/")[3], one["status"], f"{int(runs)}/1")
     return table
 
 

@@ -24,6 +24,7 @@ _PLACE = re.compile(r"[a-z]+-[a-z]+[0-9]+(-[a-z])?")
 _UNLIMITED = "unlimited"
 _HOST_ACTIONS = {"kill": "kill", "hang": "hang", "resume": "wake", "boot": "boot"}
 _SLOW_BOOT = "slow-boot"
+_INSTANCE_ACTIONS = {**_HOST_ACTIONS, "lose": "lose", "terminate": "terminate"}
 _GENERATIONS = tuple(dict.fromkeys(kind.generation for kind in all_types()))
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
@@ -66,6 +67,16 @@ def host(
     effect = {"effect": Effect.HANG.value} if seconds is None else {"effect": Effect.LATENCY.value, "seconds": seconds}
     pattern = f"*/nodes/{node.rpartition('/')[2]}/hosts/{worker}"
     print(local.ask_emulator("POST", "/faults", {**effect, "method": BOOT_HOST, "resource": pattern, "count": 1})["id"])
+
+
+def instance(
+    action: Annotated[str, typer.Argument(help=f"One of: {', '.join(_INSTANCE_ACTIONS)}.")],
+    name: Annotated[str, typer.Argument(metavar="INSTANCE", help="A Compute Engine instance, by name or whole path.")],
+) -> None:
+    """Let an instance (a head VM) die, stand still, go on, boot again, be lost without a trace, or end as TERMINATED."""
+    _check_word("instance action", action, _INSTANCE_ACTIONS)
+    _check_known("instance", name, [one["name"] for one in local.ask_emulator("GET", "/instances")])
+    local.ask_emulator("POST", "/instance", {"instance": name, "action": _INSTANCE_ACTIONS[action]})
 
 
 def run(
@@ -122,6 +133,7 @@ def fault(
     more: Annotated[str | None, typer.Argument(hidden=True)] = None,
     rule: Annotated[str | None, typer.Option(metavar="JSON", help=f"A rule, such as {_EXAMPLE}.")] = None,
     method: Annotated[str | None, typer.Option(help="Which methods, as a pattern: CreateNode, List*, BootHost.")] = None,
+    service: Annotated[str | None, typer.Option(help="Which services, as a pattern: tpu, compute, secretmanager.")] = None,
     zone: Annotated[str | None, typer.Option(help="Which zones, as a pattern.")] = None,
     resource: Annotated[str | None, typer.Option(help="Which resources, as a pattern on the path or its last part.")] = None,
     count: Annotated[int | None, typer.Option(help="How often it strikes; without it, always.")] = None,
@@ -138,7 +150,7 @@ def fault(
     elif action == "clear":
         _clear_faults(name)
     else:
-        given = {"preset": name, "method": method, "zone": zone, "resource": resource, "count": count}
+        given = {"preset": name, "method": method, "service": service, "zone": zone, "resource": resource, "count": count}
         _add_fault({**(_parse(rule) if rule is not None else {}), **{key: value for key, value in given.items() if value is not None}})
 
 
@@ -157,6 +169,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "preempt": preempt,
     "maintenance": maintenance,
     "host": host,
+    "instance": instance,
     "run": run,
     "state": state,
     "capacity": capacity,
@@ -181,7 +194,7 @@ def fault_lines(faults: Mapping[str, Any]) -> Iterator[str]:
     """A line for every fault that is set."""
     for number, rule in faults.items():
         left = "always" if rule["count"] is None else f"{rule['count']} times"
-        where = "".join(f" {key} {rule[key]}" for key in ("zone", "resource") if rule[key] != "*")
+        where = "".join(f" {key} {rule[key]}" for key in ("service", "zone", "resource") if rule[key] != "*")
         yield f"fault {number}: {rule['method']} {rule['effect']}{where} {left}"
 
 
@@ -236,11 +249,14 @@ def _check_zone(name: str) -> None:
 
 
 def _check_node(name: str) -> None:
-    paths = [node["name"] for node in local.ask_emulator("GET", "/nodes")]
+    _check_known("node", name, [node["name"] for node in local.ask_emulator("GET", "/nodes")])
+
+
+def _check_known(what: str, name: str, paths: list[str]) -> None:
     known = [*paths, *(path.rpartition("/")[2] for path in paths)]
     if name not in known:
         near = did_you_mean(name, known[len(paths) :]) if paths else "; there is none"
-        raise ConfigError(f"there is no node {name!r}{near}")
+        raise ConfigError(f"there is no {what} {name!r}{near}")
 
 
 def _number(text: str) -> int | None:

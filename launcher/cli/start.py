@@ -92,7 +92,7 @@ def _requests(config: ClusterConfig, *, bare: bool) -> list[dict[str, Any]]:
 
 def _start_bare(config: ClusterConfig, timeout: float | None) -> None:
     if config.cloud == "emulated":
-        config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle_hash()))
+        config = local.with_local_endpoints(config, bundle_hash())
     status = bare_slices.start(config, lambda text: ERRORS.print(text, highlight=False, soft_wrap=True), timeout=timeout)
     for one in status.slices:
         CONSOLE.print(f"{one.name}  {one.zone}  {one.state}  {', '.join(one.hosts)}", highlight=False, soft_wrap=True)

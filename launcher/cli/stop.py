@@ -1,6 +1,5 @@
 """`tpu stop`: end a cluster; nothing of it is left, neither process nor slice."""
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -78,7 +77,7 @@ def _stop_bare(slices: bare.BareSlices, *, yes: bool) -> None:
     config = slices.config
     confirm(f"Stop the slices of {config.name!r}?", yes)
     if config.cloud == "emulated":
-        config = dataclasses.replace(config, endpoint=local.ensure_emulator(bundle_hash()))
+        config = local.with_local_endpoints(config, bundle_hash())
     count = TPUProvider.connect(config).stop()
     bare.forget(config.name)
     configs = [cluster.config for cluster in clusters.list_clusters()] + [one.config for one in bare.list_bare()]

@@ -23,7 +23,7 @@ from google.cloud import tpu_v2
 from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcAsyncIOTransport, TpuGrpcTransport, TpuRestTransport
 
 from cluster.emulator.embedded import Embedded, embedded_emulator
-from cluster.emulator.faults import PRESETS
+from cluster.emulator.faults import TPU_PRESETS
 
 ZONE = "us-central2-b"
 PARENT = f"projects/p/locations/{ZONE}"
@@ -142,9 +142,9 @@ def test_catalogues_and_locations_are_listed(call: Call) -> None:
     assert "@" in call("generate_service_identity", parent=PARENT).identity.email
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(TPU_PRESETS))
 def test_every_known_error_reaches_the_client_in_the_words_of_the_service(call: Call, emulator: Embedded, preset: str) -> None:
-    fault = PRESETS[preset]
+    fault = TPU_PRESETS[preset]
     emulator.cloud.faults.add(fault)
     expected = fault.refusal("CreateNode", f"{PARENT}/nodes/n")
     with pytest.raises(exceptions.GoogleAPICallError) as caught:

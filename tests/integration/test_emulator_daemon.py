@@ -20,7 +20,7 @@ from google.cloud import tpu_v2
 from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcTransport
 
 from cluster.errors import ClusterError
-from cluster.local import emulator_status, ensure_emulator, stop_emulator
+from cluster.local import LocalEndpoints, emulator_status, ensure_emulator, stop_emulator
 from cluster.state import emulator_dir
 
 PARENT = "projects/my-project/locations/us-central2-b"
@@ -47,7 +47,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def client(state: Path) -> Iterator[tpu_v2.TpuClient]:  # the state directory must be the test's own first
-    channel = grpc.insecure_channel(ensure_emulator("cafe"), options=[("grpc.max_reconnect_backoff_ms", 200)])
+    channel = grpc.insecure_channel(ensure_emulator("cafe").grpc, options=[("grpc.max_reconnect_backoff_ms", 200)])
     yield tpu_v2.TpuClient(transport=TpuGrpcTransport(channel=channel))
     channel.close()
 
@@ -132,7 +132,7 @@ def test_kill_of_the_daemon_keeps_nodes_hosts_and_addresses(client: tpu_v2.TpuCl
     hosts = {process.pid for process in sleepers(state)}
     os.kill(running.pid, signal.SIGKILL)
     wait(lambda: emulator_status() is None)
-    assert ensure_emulator("cafe") == running.endpoint
+    assert ensure_emulator("cafe") == LocalEndpoints(running.endpoint, running.rest)
     wait(lambda: answers(client))
     assert client.get_node(name=before.name, timeout=10) == before
     assert {process.pid for process in sleepers(state)} >= hosts

@@ -11,7 +11,7 @@ from google.cloud import tpu_v2
 from cluster.emulator.clock import ManualClock
 from cluster.emulator.cloud import CREATING, DELETING, READY, Cloud
 from cluster.emulator.hosts import address
-from cluster.emulator.model import HostRecord, NodeRecord, Refusal, bounds
+from cluster.emulator.model import HostRecord, Machine, Refusal, bounds
 from cluster.emulator.store import Store
 from cluster.tpu.catalog import all_types, lookup
 
@@ -26,23 +26,23 @@ class RecordedHosts:
         self.ended: set[int] = set()
         self.during_start: Callable[[], None] = lambda: None
 
-    def start(self, node: NodeRecord) -> None:
-        self.alive.add(node.uid)
+    def start(self, machine: Machine) -> None:
+        self.alive.add(machine.uid)
         self.during_start()
 
-    def halt(self, node: NodeRecord) -> None:
-        self.alive.discard(node.uid)
+    def halt(self, machine: Machine) -> None:
+        self.alive.discard(machine.uid)
 
-    def stop(self, node: NodeRecord) -> None:
-        self.alive.discard(node.uid)
+    def stop(self, machine: Machine) -> None:
+        self.alive.discard(machine.uid)
 
-    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
+    def signal(self, machine: Machine, host: HostRecord, number: int) -> None:
         return
 
-    def run(self, node: NodeRecord, host: HostRecord, command: str) -> tuple[int, str]:
+    def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:
         return 0, command
 
-    def announce(self, node: NodeRecord) -> None:
+    def announce(self, machine: Machine) -> None:
         return
 
     def exited(self, host: HostRecord) -> bool:

@@ -14,10 +14,10 @@ from google.cloud import tpu_v2
 from cluster.emulator.clock import ManualClock
 from cluster.emulator.cloud import Cloud
 from cluster.emulator.embedded import Embedded, embedded_emulator
-from cluster.emulator.faults import PRESETS, Effect, Fault, Faults
+from cluster.emulator.faults import TPU_PRESETS, Effect, Fault, Faults
 from cluster.emulator.hosts import NoHosts
 from cluster.emulator.metadata import MetadataServer, entries
-from cluster.emulator.model import HostRecord, NodeRecord, Refusal
+from cluster.emulator.model import HostRecord, Machine, NodeRecord, Refusal
 from cluster.emulator.profile import Profile
 from cluster.emulator.store import Store
 from cluster.tpu.api import make_client
@@ -36,19 +36,20 @@ class RecordedHosts(NoHosts):
         self.signals: list[tuple[int, int]] = []
         self.notices: dict[str, str] = {}
 
-    def start(self, node: NodeRecord) -> None:
-        self.running |= {host.worker for host in node.hosts if not host.held}
+    def start(self, machine: Machine) -> None:
+        self.running |= {host.worker for host in machine.hosts if not host.held}
 
-    def halt(self, node: NodeRecord) -> None:
+    def halt(self, machine: Machine) -> None:
         self.running.clear()
 
     stop = halt
 
-    def signal(self, node: NodeRecord, host: HostRecord, number: int) -> None:
+    def signal(self, machine: Machine, host: HostRecord, number: int) -> None:
         self.signals.append((host.worker, number))
 
-    def announce(self, node: NodeRecord) -> None:
-        self.notices = dict(node.notices)
+    def announce(self, machine: Machine) -> None:
+        assert isinstance(machine, NodeRecord)
+        self.notices = dict(machine.notices)
 
 
 @pytest.fixture
@@ -107,11 +108,11 @@ def test_probability_with_a_seed_gives_the_same_calls_every_time() -> None:
     assert 10 < sum(struck(1)) < 40
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(TPU_PRESETS))
 def test_preset_reaches_the_caller_or_ends_the_operation_in_its_words(cloud: Cloud, client: tpu_v2.TpuClient, name: str) -> None:
-    cloud.faults.add(PRESETS[name])
-    expected = PRESETS[name].refusal("CreateNode", PATH)
-    if PRESETS[name].effect is Effect.OPERATION_ERROR:
+    cloud.faults.add(TPU_PRESETS[name])
+    expected = TPU_PRESETS[name].refusal("CreateNode", PATH)
+    if TPU_PRESETS[name].effect is Effect.OPERATION_ERROR:
         error = create(cloud).error
         assert (error.code, error.message) == (expected.code, expected.words)
         cloud.clock.advance(0)

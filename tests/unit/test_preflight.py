@@ -92,7 +92,7 @@ def test_the_place_of_runs_follows_from_the_cluster(tmp_path: Path) -> None:
     emulated = dataclasses.replace(emulated, run=dataclasses.replace(emulated.run, root=None))
     assert emulated.with_environment({}).run.root == "runs"
     google = dataclasses.replace(emulated, cluster=dataclasses.replace(emulated.cluster, cloud="google"))
-    assert google.with_environment({"PODLAUNCH_BUCKET": "my-bucket"}).run.root == "gs://my-bucket/runs"
+    assert google.with_environment({"PODLAUNCH_BUCKET": "our-runs"}).run.root == "gs://our-runs/runs"
     with pytest.raises(ConfigError, match="set PODLAUNCH_BUCKET"):
         google.with_environment({})
 
