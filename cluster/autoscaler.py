@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from cluster.config import ClusterConfig
+from cluster.existing import existing_type
 from cluster.schema import to_plain
 from cluster.secret_place import SecretPlace
 from cluster.vm.bundle import Bundle
@@ -57,7 +58,7 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bun
     idle = config.idle_minutes if config.idle_minutes is not None else NEVER_IDLE_MINUTES
     return {
         "cluster_name": config.name,
-        "max_workers": most,
+        "max_workers": config.effective_max_slices,
         "idle_timeout_minutes": idle,
         "upscaling_speed": float(most),  # times what runs already: all that a run wants at once, since it cannot begin with less
         "provider": {
@@ -75,6 +76,7 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bun
         "available_node_types": {
             HEAD_TYPE: {"resources": {"CPU": 0}, "labels": {}, "node_config": {}, "min_workers": 0, "max_workers": 0},
             **{node_type(kind): _available_type(kind) for kind in config.types},
+            **_existing_type(config),
         },
         "setup_commands": [],
         "head_setup_commands": [],
@@ -91,16 +93,39 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bun
 
 
 def _available_type(config: ClusterConfig) -> dict[str, Any]:
-    kind = config.accelerator
+    """Slices that were made elsewhere are a type of their own, which Ray finds in the first listing and never asks for or ends: every one
+    of them is there, none is idle for long enough, and the resource that nobody wants makes it the last to be chosen.
+    """
     return {
-        "resources": {
-            "CPU": kind.chips_per_host,
-            "TPU": kind.chips_per_host,
-            f"TPU-{kind.name}-head": 1,
-            slice_resource(config): 1,
-        },
-        "labels": {"ray.io/tpu-worker-id": "0", "ray.io/tpu-pod-type": kind.name, "ray.io/tpu-topology": kind.topology},
+        "resources": _resources(config),
+        "labels": _labels(config),
         "node_config": {},
-        "min_workers": config.min_slices,
-        "max_workers": config.effective_max_slices,
+        "min_workers": max(0, config.min_slices - len(config.existing)),
+        "max_workers": config.effective_max_slices - len(config.existing),
+    }
+
+
+def _resources(config: ClusterConfig) -> dict[str, int]:
+    """Of worker 0, which stands for the slice."""
+    kind = config.accelerator
+    return {"CPU": kind.chips_per_host, "TPU": kind.chips_per_host, f"TPU-{kind.name}-head": 1, slice_resource(config): 1}
+
+
+def _labels(config: ClusterConfig) -> dict[str, str]:
+    kind = config.accelerator
+    return {"ray.io/tpu-worker-id": "0", "ray.io/tpu-pod-type": kind.name, "ray.io/tpu-topology": kind.topology}
+
+
+def _existing_type(config: ClusterConfig) -> dict[str, Any]:
+    if not config.existing:
+        return {}
+    return {
+        existing_type(node_type(config)): {
+            "resources": {**_resources(config), "podlaunch-existing": 1},
+            "labels": _labels(config),
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": len(config.existing),
+            "idle_timeout_s": NEVER_IDLE_MINUTES * 60,
+        }
     }

@@ -5,6 +5,7 @@ CloudError
 ├── StockoutError          the zone has no capacity now; another zone may
 ├── ReservationError       the reservation has no capacity left
 ├── PermissionDeniedError  this identity may not do that
+├── CredentialsError       there is no identity: no credentials, or none that Google accepts
 ├── ApiDisabledError       the service's API is off in the project
 ├── NotInZoneError         the zone lacks that accelerator type, or is closed to the project; it will stay so
 ├── InvalidRequestError    the service does not accept the request as it is
@@ -86,7 +87,7 @@ class CloudError(PodlaunchError):
         self.zone = zone
         self.code = code
         """google.rpc.Code, where known."""
-        place = f"{resource} in {zone}" if zone else resource
+        place = f"{resource} in {'all zones' if zone == '-' else zone}" if zone else resource
         step = next_step or service.next_steps.get(type(self), self.next_step)
         summary, step = (text.format(name=service.name, api=service.api, role=service.role) for text in (self.summary, step))
         super().__init__(f"{place}: {summary}: {self.words or 'no reason given'}; {step}")
@@ -121,18 +122,25 @@ class PermissionDeniedError(CloudError):
     next_step = "grant {role} to this identity, or log in as another (gcloud auth application-default login)"
 
 
+class CredentialsError(CloudError):
+    summary = "no usable credentials"
+    next_step = "run: gcloud auth application-default login, or let GOOGLE_APPLICATION_CREDENTIALS name a service account's key file"
+
+
 class ApiDisabledError(CloudError):
     summary = "the {name} API is disabled"
     next_step = "run: gcloud services enable {api}"
 
 
 class NotInZoneError(CloudError):
+    exit_code = 2
     summary = "not available in this zone"
     next_step = "choose another zone"
     another_zone_may_help = True
 
 
 class InvalidRequestError(CloudError):
+    exit_code = 2
     summary = "the service does not accept the request"
     next_step = "correct the setting that it names"
 
@@ -193,6 +201,8 @@ _RULES = (
     Rule(r"LOCATION_POLICY_VIOLATED|Permission denied on 'locations/", NotInZoneError),
     Rule(r"Location \S+ is not found or access is unauthorized", NotInZoneError),
     Rule(r"has not been used in project|SERVICE_DISABLED|accessNotConfigured", ApiDisabledError),
+    # What google-auth says inside an UNAVAILABLE when a token is refused; a network that fails there reads differently and may pass.
+    Rule(r"invalid_grant|invalid_client|unauthorized_client|account_not_found", CredentialsError),
     Rule(r"free-trial billing account", PermissionDeniedError, "upgrade the billing account to a paid one"),
 )
 _BY_CODE: dict[int, type[CloudError]] = {
@@ -207,7 +217,7 @@ _BY_CODE: dict[int, type[CloudError]] = {
     _OUT_OF_RANGE: InvalidRequestError,
     _INTERNAL: TransientError,
     _UNAVAILABLE: TransientError,
-    _UNAUTHENTICATED: PermissionDeniedError,
+    _UNAUTHENTICATED: CredentialsError,
 }
 # REST answers carry no rpc code; 429 without one is a rate, not a quota.
 _CODE_OF_HTTP = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 412: 9, 500: 13, 502: 14, 503: 14, 504: 4}
@@ -250,7 +260,7 @@ def from_exception(error: Exception, *, service: Service, resource: str, zone: s
     if isinstance(error, core.RetryError) and isinstance(error.cause, Exception):
         return from_exception(error.cause, service=service, resource=resource, zone=zone)
     if isinstance(error, GoogleAuthError):
-        return PermissionDeniedError(str(error), service=service, resource=resource, zone=zone, code=_UNAUTHENTICATED)
+        return _from_auth(error, service=service, resource=resource, zone=zone)
     if isinstance(error, TimeoutError):
         return DeadlineExceededError(str(error), service=service, resource=resource, zone=zone, code=_DEADLINE_EXCEEDED)
     if isinstance(error, OSError):
@@ -263,6 +273,14 @@ def from_exception(error: Exception, *, service: Service, resource: str, zone: s
     words = " ".join((str(error.message), *_typed_details(error.details), error.reason or ""))
     reasons = [str(part.get("reason", "")) for part in error.errors if isinstance(part, dict)]
     return classify(code, words, service=service, resource=resource, zone=zone, operation=_from_operation(error), reasons=reasons)
+
+
+def _from_auth(error: Exception, *, service: Service, resource: str, zone: str | None) -> CloudError:
+    """What google-auth raises carries the words first and what it came from behind; a network that fails may come back."""
+    words = str(error.args[0]) if error.args else str(error)
+    if getattr(error, "retryable", False):
+        return TransientError(words, service=service, resource=resource, zone=zone, code=_UNAVAILABLE)
+    return CredentialsError(words, service=service, resource=resource, zone=zone, code=_UNAUTHENTICATED)
 
 
 def _from_connection(error: OSError, *, service: Service, resource: str, zone: str | None) -> CloudError:

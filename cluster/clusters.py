@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster import bare, local
-from cluster.autoscaler import node_type
+from cluster import bare as bare_slices
+from cluster import existing, local
+from cluster.autoscaler import host_settings, node_type
 from cluster.config import ClusterConfig
 from cluster.durations import parse_duration
 from cluster.errors import ClusterError, ConfigError
@@ -26,10 +27,11 @@ from cluster.heads import Head, Progress
 from cluster.ray_http import RayHttp
 from cluster.services import Connect, Where, connect
 from cluster.state import cluster_dir, clusters_dir, read_json, write_atomic
-from cluster.token import delete_secrets, fetch_token, make_token, share_token
+from cluster.token import delete_secrets, fetch_token, make_token, share_token, token_place
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.slices import OWNER_LABEL
 from cluster.tunnel import TunnelError
+from cluster.vm.bootstrap import startup_script
 from cluster.vm.bundle import Bundle, bundle_hash, ensure_bundle
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,16 @@ def list_clusters() -> list[Cluster]:
     return [cluster for name in names if (cluster := find(name)) is not None]
 
 
+def check_name(name: str, *, bare: bool) -> None:
+    """Raises ClusterError when slices without Ray use the cluster's name, or, with `bare`, a cluster uses theirs: both would call the
+    same slices their own.
+    """
+    if bare and (known := find(name)) is not None and known.ended is None:
+        raise ClusterError(f"a cluster {name!r} is up; choose another name, or end it with `tpu stop {name}`")
+    if not bare and bare_slices.find(name) is not None:
+        raise ClusterError(f"slices without Ray called {name!r} are up; choose another cluster.name, or end them with `tpu stop {name}`")
+
+
 def list_unended() -> list[Cluster]:
     """Those of which something may be there."""
     return [cluster for cluster in list_clusters() if cluster.ended is None]
@@ -165,6 +177,8 @@ def check_fits(cluster: Cluster, wanted: ClusterConfig) -> None:
             raise ClusterError(
                 f"cluster {cluster.name!r} is up with at most {most} slices of {node_type(kind)}, this asks for {wants.slices}; {advice}"
             )
+    if missing := sorted(set(wanted.existing) - set(cluster.config.existing)):
+        raise ClusterError(f"cluster {cluster.name!r} is up without the existing slices {', '.join(missing)}; {advice}")
     has_stop, wants_stop = cluster.config.autostop, wanted.autostop
     if wants_stop is not None and (has_stop is None or parse_duration(has_stop) != parse_duration(wants_stop)):
         has_words = "without autostop" if has_stop is None else f"with autostop {has_stop}"
@@ -183,6 +197,7 @@ def up(
     """
     outside = outside or Outside()
     with _exclusive(config.name):
+        check_name(config.name, bare=False)
         known = find(config.name, outside.connect)
         if known is not None and known.ended is not None:
             _forget(known)
@@ -197,11 +212,14 @@ def up(
         if known is not None and known.alive():
             check_fits(known, config)
             _wait_until_ready(known, outside)
+            _attach(known, progress)
             return known
         if known is not None:
             progress(f"the head of cluster {config.name!r} is gone: cleaning up after it")
             _remove(known, progress)
-        return _start(config, progress, outside)
+        cluster = _start(config, progress, outside)
+        _attach(cluster, progress)
+        return cluster
 
 
 def stop(cluster: Cluster, progress: Progress, *, because: str | None = None) -> None:
@@ -217,7 +235,7 @@ def stop(cluster: Cluster, progress: Progress, *, because: str | None = None) ->
         _forget(cluster)
         if because is not None:
             _remember(dataclasses.replace(cluster, ended=f"{because} {time.strftime('%Y-%m-%d %H:%M:%S')}"))
-        if cluster.config.cloud == "emulated":
+        if cluster.config.cloud == "emulated" and not cluster.config.existing:  # which would end with it, and are not ours to end
             _stop_unused_cloud(progress)
 
 
@@ -247,6 +265,8 @@ def _with_cloud(config: ClusterConfig, bundle: str, progress: Progress) -> Clust
 def _start(config: ClusterConfig, progress: Progress, outside: Outside) -> Cluster:
     bundle = outside.make_bundle(config, progress)
     connect = outside.connect
+    if config.existing:
+        existing.check(TPUProvider.connect(config))  # before anything is started
     cluster = Cluster(config, _plan_head(config, bundle, connect), bundle, time.time(), None, connect)
     # Recorded before anything is created: whatever happens next, the next start or stop finds it.
     _remember(cluster)
@@ -266,6 +286,16 @@ def _make_bundle(config: ClusterConfig, progress: Progress) -> Bundle:
         words = "VMs install what they run from a bucket: give cluster.bucket=<name>, or set PODLAUNCH_BUCKET"
         raise ConfigError(f"cluster {config.name!r} has no bucket; {words}")
     return Bundle(bundle_hash())
+
+
+def _attach(cluster: Cluster, progress: Progress) -> None:
+    """Let the slices join that were made elsewhere. When that fails the cluster is up without them; the next `tpu start` tries again."""
+    if not cluster.config.existing:
+        return
+    progress("letting the existing slices join")
+    settings = host_settings(cluster.config, cluster.head.ray_address, token_place(cluster.config, cluster.folder))
+    joined = [node.slice_name for node in cluster.http.nodes() if node.alive]
+    existing.attach(cluster.provider(), settings, startup_script(cluster.bundle.hash, cluster.bundle.location), joined)
 
 
 def _plan_head(config: ClusterConfig, bundle: Bundle, connect: Connect) -> Head:
@@ -324,6 +354,8 @@ def _revive_cloud(cluster: Cluster) -> None:
 def _remove(cluster: Cluster, progress: Progress) -> None:
     """Everything but the record. Raises ClusterError when something is left; the record leads the next try there."""
     _revive_cloud(cluster)
+    if cluster.config.existing:
+        existing.detach(cluster.provider(), progress)
     # The head first, else its autoscaler makes the slices again that are being deleted.
     cluster.head.stop(progress)
     progress("deleting the slices")
@@ -341,7 +373,7 @@ def _remove(cluster: Cluster, progress: Progress) -> None:
 
 
 def _stop_unused_cloud(progress: Progress) -> None:
-    configs = [cluster.config for cluster in list_unended()] + [one.config for one in bare.list_bare()]
+    configs = [cluster.config for cluster in list_unended()] + [one.config for one in bare_slices.list_bare()]
     if not any(config.cloud == "emulated" for config in configs) and local.stop_emulator():
         progress("the emulated cloud is stopped")
 

@@ -24,6 +24,7 @@ from cluster.cloud_errors import (
     classify,
     from_exception,
 )
+from cluster.credentials import default_credentials
 from cluster.repeat import STUMBLES, Repeater
 
 if TYPE_CHECKING:
@@ -217,6 +218,6 @@ def _make(kind: Callable[..., Any], endpoint: str | None, project: str) -> Any:
         made.transport._session.trust_env = False  # a service on loopback is never reached through a proxy
         return made
     try:
-        return kind()
+        return kind(credentials=default_credentials())
     except GoogleAuthError as error:
         raise from_exception(error, service=COMPUTE_ENGINE, resource=f"project {project}") from error

@@ -180,6 +180,11 @@ class TPUConfig:
         return None if price is None else price * self.slices
 
     @property
+    def adopted(self) -> list[str]:
+        """Names of slices that were made elsewhere; only a cluster has any."""
+        return []
+
+    @property
     def effective_project(self) -> str:
         """The project to use. Raises ConfigError when none was given."""
         if self.project is None:
@@ -305,6 +310,8 @@ class ClusterConfig(TPUConfig):
     """Slices that may be there at once; None: as many as one run uses."""
     node_types: dict[str, SliceType] = field(default_factory=dict)
     """More types of slices beside the cluster's own, by the names that `run.slice_type` picks them with."""
+    existing: list[str] = field(default_factory=list)
+    """TPU VMs that you made elsewhere, by name, in one of the zones: they join the cluster, count among max_slices, are never deleted."""
     idle_minutes: float | None = None
     """An unused slice above min_slices is deleted after this; None: never."""
     boot_grace: str = "10m"
@@ -375,7 +382,8 @@ class ClusterConfig(TPUConfig):
             known = did_you_mean(name, self.node_types) if self.node_types else "; the cluster has no node_types"
             raise ConfigError(f"{self._where}node_types has no {name!r}{known}")
         wanted = self.node_types[name]
-        values: dict[str, Any] = {key: getattr(wanted, key) for key in ("slices", "min_slices", "max_slices", "slice_usd_per_hour")}
+        values: dict[str, Any] = {"existing": []}  # these are of the cluster's own type
+        values |= {key: getattr(wanted, key) for key in ("slices", "min_slices", "max_slices", "slice_usd_per_hour")}
         if wanted.accelerator_type or wanted.generation or wanted.topology:
             values |= {key: getattr(wanted, key) for key in ("accelerator_type", "generation", "topology")}
             values["runtime_version"] = wanted.runtime_version
@@ -423,7 +431,11 @@ class ClusterConfig(TPUConfig):
 
     @property
     def effective_max_slices(self) -> int:
-        return self.slices if self.max_slices is None else self.max_slices
+        return max(self.slices, len(self.existing)) if self.max_slices is None else self.max_slices
+
+    @property
+    def adopted(self) -> list[str]:
+        return list(self.existing)
 
     @property
     def effective_project(self) -> str:
@@ -464,6 +476,10 @@ class ClusterConfig(TPUConfig):
             yield f"{at}cloud {self.cloud!r} is unknown{did_you_mean(self.cloud, CLOUDS)}"
         if self.min_slices < 0:
             yield f"{at}min_slices {self.min_slices}: must be at least 0"
+        yield from (f"{at}existing {name!r}: the name of a TPU VM, without its path" for name in self.existing if not _TAG.fullmatch(name))
+        yield from (f"{at}existing: {name!r} is given twice" for name, count in Counter(self.existing).items() if count > 1)
+        if self.effective_max_slices < len(self.existing):
+            yield f"{at}max_slices {self.max_slices}: existing names {len(self.existing)} slices"
         if self.effective_max_slices < max(self.slices, self.min_slices):
             yield f"{at}max_slices {self.max_slices}: must be at least slices ({self.slices}) and min_slices ({self.min_slices})"
         yield from self._wrong_graces(at)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.cloud_errors import AlreadyExistsError
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, ConfigError
-from cluster.heads import DASHBOARD_PORT, Progress
+from cluster.heads import DASHBOARD_PORT, GCS_PORT, Progress
 from cluster.node_names import head_vm_name
 from cluster.services import Connect, Services, connect
 from cluster.token import secret_name, token_place
@@ -132,6 +132,10 @@ class VmHead:
     @property
     def name(self) -> str:
         return head_vm_name(self.config.name)
+
+    @property
+    def ray_address(self) -> str:
+        return f"{self._ip}:{GCS_PORT}"
 
     @property
     def url(self) -> str:

@@ -61,12 +61,16 @@ class HereHead:
         return self.url
 
     @property
+    def ray_address(self) -> str:
+        return self.settings.address
+
+    @property
     def log_hint(self) -> str:
         return f"see {logs_dir() / f'head-{self.config.name}.out'}"
 
     def start(self, progress: Progress) -> None:
         progress("starting the head of the Ray cluster")
-        settings = host_settings(self.config, self.settings.address, token_place(self.config, self.folder))
+        settings = host_settings(self.config, self.ray_address, token_place(self.config, self.folder))
         provider = autoscaler_config(self.config, settings, self.bundle, owner_id())
         write_atomic(Path(self.settings.autoscaler_file), yaml.safe_dump(provider))
         write_atomic(self.folder / "head.json", self.settings.to_json())

@@ -27,6 +27,10 @@ class Head(Protocol):
         """Where its dashboard and job server are reached from this machine; opens the way there. Raises PodlaunchError."""
 
     @property
+    def ray_address(self) -> str:
+        """host:port where hosts find Ray's head. Raises PodlaunchError."""
+
+    @property
     def log_hint(self) -> str:
         """Where to look when it does not come up."""
 

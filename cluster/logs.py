@@ -11,6 +11,9 @@ from cluster.state import logs_dir
 
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s[%(process)d]: %(message)s"
 
+_NOT_FOR_THE_TERMINAL = ("google.auth", "py.warnings")
+"""What google-auth tries on its way to credentials, and warnings for programmers: a user can do nothing with either."""
+
 
 def set_up_logging(component: str, *, terminal: int | None = logging.WARNING, only: str | None = None) -> None:
     """Send the process's log to `<state>/logs/<component>.log`, and from level `terminal` on to stderr (None: never).
@@ -30,5 +33,6 @@ def set_up_logging(component: str, *, terminal: int | None = logging.WARNING, on
         stream = logging.StreamHandler(sys.stderr)
         stream.setLevel(terminal)
         stream.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        stream.addFilter(lambda record: not record.name.startswith(_NOT_FOR_THE_TERMINAL))
         root.addHandler(stream)
     logging.captureWarnings(only is None)

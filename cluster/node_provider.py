@@ -32,6 +32,7 @@ from cluster.autoscaler import HEAD_TYPE, node_type, settings_of_type
 from cluster.churn import Churn, ShortLivedError
 from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
+from cluster.existing import existing_type
 from cluster.host_watch import HostWatch
 from cluster.logs import set_up_logging
 from cluster.node_names import head_instance_id, slice_id
@@ -39,6 +40,7 @@ from cluster.orders import Order, Orders
 from cluster.ray_nodes import RayNodes, SliceHosts
 from cluster.schema import build
 from cluster.tpu.errors import (
+    NotFoundError,
     NotInZoneError,
     QuotaError,
     RateLimitedError,
@@ -128,6 +130,7 @@ class SliceNodeProvider(NodeProvider):
         self._ray = ray_nodes if ray_nodes is not None else RayNodes.at(settings.head_address)
         self._watch = HostWatch(clock, self._config.boot_grace_seconds, self._config.host_grace_seconds)
         self._churn = Churn(clock, self._config.churn_window_seconds, self._config.churn_short_seconds, self._config.churn_thresholds)
+        self._existing_type = existing_type(node_type(self._config))
         self._losses = Losses(cluster_name)
         self._lock = threading.Lock()
         self._standing: dict[str, ClusterSlice] = {}
@@ -143,12 +146,14 @@ class SliceNodeProvider(NodeProvider):
         swept = self._sweep()
         self._losses.take(swept, began)
         standing = {item.name: item for item in swept if item.life in STANDING}
+        # Those that were made elsewhere are listed by themselves: what sweeps and deletes never sees them.
+        elsewhere = {item.name: item for item in self._slices.existing_slices() if item.life in STANDING}
         there = {item.name for item in swept}
         self._orders.listed(standing.keys(), there - standing.keys(), self._unseen(), began)
         waiting = {order.name: order for order in self._orders.all()}
         self._look_at_hosts(standing)
         with self._lock:
-            self._standing, self._shown = standing, {**waiting, **standing}
+            self._standing, self._shown = standing, {**waiting, **standing, **elsewhere}
             shown = list(self._shown)
             self._doomed &= there | waiting.keys()
             self._dismissed &= there
@@ -173,6 +178,9 @@ class SliceNodeProvider(NodeProvider):
         """Rebuilt from the resource's labels: what Ray gave at creation is lost with the head's memory."""
         if node_id == self._head:
             return {TAG_RAY_NODE_KIND: NODE_KIND_HEAD, TAG_RAY_USER_NODE_TYPE: HEAD_TYPE, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
+        if node_id in self._config.existing:
+            kind = self._existing_type
+            return {TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_USER_NODE_TYPE: kind, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
         item = self._get(node_id)
         if isinstance(item, Order):
             node_type, request = item.node_type, item.request
@@ -207,6 +215,8 @@ class SliceNodeProvider(NodeProvider):
         Raises ConfigError for a type that the cluster does not have.
         """
         request, name_of_type = tags.get(TAG_RAY_LAUNCH_REQUEST, ""), tags[TAG_RAY_USER_NODE_TYPE]
+        if name_of_type == self._existing_type:
+            raise NotFoundError("it is not there any more, and only you can make it", resource=", ".join(self._config.existing))
         if name_of_type not in self._types:
             raise ConfigError(f"cluster {self.cluster_name!r} has no slices of {name_of_type}, only of {', '.join(self._types)}")
         names = [slice_id(self.cluster_name, request, index) for index in self._indices(request, count)]
@@ -218,6 +228,9 @@ class SliceNodeProvider(NodeProvider):
         """Raises TPUError when it could not be asked for; it is asked for again at each listing, whatever Ray does."""
         if node_id == self._head:
             return  # the head's life is its agent's business
+        if node_id in self._config.existing:
+            logger.info("slice %s was made elsewhere and is not deleted", node_id)
+            return
         logger.info("deleting slice %s", node_id)
         with self._lock:
             self._doomed.add(node_id)
@@ -284,7 +297,8 @@ class SliceNodeProvider(NodeProvider):
         with self._lock:
             names = {name for name, item in self._standing.items() if item.labels.get(TYPE_LABEL) == node_type}
         names |= {order.name for order in started if order.node_type == node_type}
-        return self._types[node_type].config.effective_max_slices - len(names)
+        config = self._types[node_type].config
+        return config.effective_max_slices - len(config.existing) - len(names)
 
     def _make(self, order: Order) -> None:
         """Ask for one slice, on a thread of ours."""

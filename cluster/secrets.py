@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.cloud_errors import AlreadyExistsError, NotFoundError, Rule, Service, TransientError, UnknownError, from_exception
+from cluster.credentials import default_credentials
 from cluster.repeat import CHANNEL_OPTIONS, Repeater
 
 if TYPE_CHECKING:
@@ -138,6 +139,6 @@ def _make_client(endpoint: str | None, project: str) -> "SecretManagerServiceCli
         channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
         return secretmanager_v1.SecretManagerServiceClient(transport=SecretManagerServiceGrpcTransport(channel=channel))
     try:
-        return secretmanager_v1.SecretManagerServiceClient()
+        return secretmanager_v1.SecretManagerServiceClient(credentials=default_credentials())
     except GoogleAuthError as error:
         raise from_exception(error, service=SECRET_MANAGER, resource=f"project {project}") from error

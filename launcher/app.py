@@ -68,6 +68,7 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     """
     config = config.with_environment(os.environ).with_absolute_paths()
     run, code = prepare_run(config)
+    clusters.check_name(config.cluster.name, bare=False)
     running = clusters.running(config.cluster)
     if running is not None:
         clusters.check_fits(running, config.slices)

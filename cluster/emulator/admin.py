@@ -3,11 +3,13 @@
 GET    /nodes                  [{name, state, queuedResource, hosts: [{worker, ip, exited, held}]}]
 POST   /preempt                {node, notice?}           POST /maintain  {node, notice?}
 POST   /host                   {node, worker, action}    action: kill, hang, wake or boot
+POST   /run                    {node, worker, command}  what SSH is for: {code, output}
 GET    /instances              [{name, status, ip, exited, held, labels}]
 POST   /instance               {instance, action}        action: kill, hang, wake, boot, lose (it is gone), terminate
 POST   /state                  {node, state}
 GET    /faults                 {number: rule}            POST /faults    a rule, or {preset, ...}: {"id": number}
 DELETE /faults/NUMBER          DELETE /faults
+GET    /limits                 {capacity: [...], quota: [...], unreachable: [zone]}
 POST   /capacity               {zone, what, amount}      amount null: without limit
 POST   /quota                  {place, generation, amount, spot?}
 POST   /reachable              {zone, reachable}
@@ -50,12 +52,14 @@ class Admin:
             ("POST", "/preempt"): lambda values: cloud.preempt(values["node"], notice=values.get("notice")),
             ("POST", "/maintain"): lambda values: cloud.maintain(values["node"], notice=values.get("notice")),
             ("POST", "/host"): lambda values: acts[values["action"]](values["node"], int(values["worker"])),
+            ("POST", "/run"): lambda values: cloud.run_on_host(values["node"], int(values["worker"]), values["command"]),
             ("GET", "/instances"): lambda _: instances.describe(),
             ("POST", "/instance"): lambda values: lives[values["action"]](values["instance"]),
             ("POST", "/state"): lambda values: cloud.set_node_state(values["node"], values["state"]),
             ("GET", "/faults"): lambda _: {number: rule.to_dict() for number, rule in cloud.faults.rules().items()},
             ("POST", "/faults"): lambda values: {"id": cloud.faults.add(Fault.from_dict(values))},
             ("DELETE", "/faults"): lambda _: cloud.faults.clear(),
+            ("GET", "/limits"): lambda _: cloud.limits(),
             ("POST", "/capacity"): lambda values: cloud.set_capacity(values["zone"], values["what"], values["amount"]),
             ("POST", "/quota"): lambda values: cloud.set_quota(
                 values["place"], values["generation"], values["amount"], spot=values.get("spot", False)

@@ -121,6 +121,11 @@ class Cloud(Incidents):
 
     # ---- limits
 
+    def limits(self) -> dict[str, Any]:
+        """The rules that are set: {capacity, quota, unreachable}."""
+        with self._lock:
+            return self._limits.describe()
+
     def set_capacity(self, zone: str, what: str, amount: int | None) -> None:
         """What the zone can hold in all. `what`: an accelerator type (`amount` counts slices), a generation or `*` (it counts chips).
 

@@ -25,6 +25,7 @@ from cluster.emulator.store import Store
 from cluster.state import private_dir, short_dir, write_atomic
 
 log = logging.getLogger(__name__)
+_COMMAND_LIMIT_S = 120.0
 
 _IMAGE_HASH = Path("opt/podlaunch/bundle.sha256")
 
@@ -43,6 +44,9 @@ class Hosts(Protocol):
 
     def signal(self, machine: Machine, host: HostRecord, number: int) -> None:
         """Send a signal to every process of one host."""
+
+    def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:
+        """Run a shell command on one host: its exit code and output."""
 
     def announce(self, machine: Machine) -> None:
         """Let the hosts' metadata servers show the machine as it is now."""
@@ -68,6 +72,9 @@ class NoHosts:
 
     def signal(self, machine: Machine, host: HostRecord, number: int) -> None:
         """No process to send it to."""
+
+    def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:  # noqa: ARG002  # the protocol's signature
+        return 255, "there is no such host"
 
     def announce(self, machine: Machine) -> None:
         """Nobody to tell."""
@@ -119,6 +126,25 @@ class ProcessHosts:
         for process in processes.members(marker(machine, host)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+
+    def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:
+        disk = self._disk(machine, host)
+        env = {**self._environment(machine, host, disk), processes.MARKER: marker(machine, host)}
+        try:
+            done = subprocess.run(
+                ["bash", "-c", command],
+                env=env,
+                cwd=disk / "home",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_COMMAND_LIMIT_S,
+                check=False,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            return 124, (error.output or b"").decode(errors="replace")
+        return done.returncode, done.stdout.decode(errors="replace")
 
     def announce(self, machine: Machine) -> None:
         for host in machine.hosts:

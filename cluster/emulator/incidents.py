@@ -71,6 +71,14 @@ class Incidents(Lives):
         node, host = self._host(name, worker)
         self.clock.after(0.0, functools.partial(self._boot, node, host))
 
+    def run_on_host(self, name: str, worker: int, command: str) -> dict[str, object]:
+        """Run a shell command on a host, as SSH does: its exit code and what it wrote. What it leaves running lives as long as the host.
+        Raises Refusal.
+        """
+        node, host = self._host(name, worker)
+        code, output = self._hosts.run(node, host, command)
+        return {"code": code, "output": output}
+
     def set_node_state(self, name: str, state: str) -> None:
         """Let the API show a state, whatever the hosts do. Raises Refusal."""
         with self._lock:

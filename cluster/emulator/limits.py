@@ -6,6 +6,7 @@ Without a rule everything is there. Rules are kept in the store, like the nodes:
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.emulator.model import Refusal
 from cluster.emulator.store import Store
@@ -55,6 +56,12 @@ class Limits:
     def set_reachable(self, zone: str, reachable: bool) -> None:
         (self._unreachable.discard if reachable else self._unreachable.add)(zone)
         self._store.set("unreachable", json.dumps(sorted(self._unreachable)))
+
+    def describe(self) -> dict[str, Any]:
+        """Every rule, for people and tests."""
+        capacity = [dict(zip(("zone", "what"), key.split("/"), strict=True)) | {"amount": n} for key, n in self._capacity.items()]
+        quota = [dict(zip(("place", "generation", "tier"), key.split("/"), strict=True)) | {"amount": n} for key, n in self._quota.items()]
+        return {"capacity": capacity, "quota": quota, "unreachable": self.unreachable()}
 
     def unreachable(self) -> list[str]:
         return sorted(self._unreachable)

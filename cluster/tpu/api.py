@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from cluster.credentials import default_credentials
 from cluster.repeat import CHANNEL_OPTIONS, SAFE, STUMBLES, Repeater
 from cluster.tpu.errors import CLOUD_TPU, NotFoundError, TransientError, from_exception, from_status
 from cluster.tpu.messages import (
@@ -76,7 +77,7 @@ class TpuApi:
         """`endpoint`: host:port of a plaintext service, None for Google's own. `timeout`: seconds one try may take. `patience`: seconds
         after which a call is not repeated any more. `client`: a ready client instead of one made here. `new_id`: makes request ids.
 
-        Raises PermissionDeniedError when Google's service is meant and there are no credentials.
+        Raises CredentialsError when Google's service is meant and there are no credentials, or none that work.
         """
         self.project = project
         self._timeout = timeout
@@ -211,7 +212,7 @@ def make_client(endpoint: str | None, project: str) -> "TpuClient":
     if endpoint is not None:
         return tpu_v2.TpuClient(transport=TpuGrpcTransport(channel=grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)))
     try:
-        return tpu_v2.TpuClient()
+        return tpu_v2.TpuClient(credentials=default_credentials())
     except GoogleAuthError as error:
         raise from_exception(error, resource=f"project {project}") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cluster.repeat import SAFE
-from cluster.tpu.errors import PreemptedError, TPUError, TransientError
+from cluster.tpu.errors import REFUSALS, PreemptedError, TPUError, TransientError
 from cluster.tpu.lifecycle import Action, Life
 from cluster.tpu.slices import ClusterSlice, best_first
 
@@ -31,11 +31,14 @@ class Bringup:
         labels: Mapping[str, str],
         metadata: Mapping[str, str],
         progress: Callable[[str], None],
+        before_asking: Callable[[], None],
     ) -> None:
+        """`before_asking` is called before each request that creates something."""
         self._provider, self._names, self._labels, self._metadata, self._progress = provider, names, labels, metadata, progress
         self._seen: dict[str, str] = dict.fromkeys(names, "not asked for yet")
         self._ready: set[str] = set()
         self._before: set[tuple[str, str]] | None = None
+        self._before_asking = before_asking
         self._made: set[str] = set()
         """The names that this call has tried to create."""
         self.slices: list[ClusterSlice] = []
@@ -99,6 +102,7 @@ class Bringup:
         return item.step.wanted if item is not None else Action.CREATE
 
     def _create(self, names: Sequence[str]) -> None:
+        self._before_asking()
         # Before the requests: an interrupt must not make us forget them. Nothing of these names is there, so what comes now is ours.
         self._made.update(names)
         self._before = {key for key in self._before or () if key[1] not in names}
@@ -111,7 +115,7 @@ class Bringup:
             elif isinstance(result, _PASSING):
                 log.info("%s", result)
             else:
-                raise result
+                raise self._provider.refusal(name, when=False) if isinstance(result, REFUSALS) else result
 
     def _say(self, name: str, text: str) -> None:
         if self._seen[name] != text:

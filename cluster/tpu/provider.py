@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from cluster.config import TPUConfig
 from cluster.errors import ConfigError
-from cluster.tpu.api import TpuApi
+from cluster.tpu.api import ALL_ZONES, TpuApi
 from cluster.tpu.bringup import Bringup
 from cluster.tpu.creations import Creations
 from cluster.tpu.errors import (
@@ -185,6 +185,14 @@ class TPUProvider:
         hidden = self._sight.hidden
         return {name for zone, name in self._creations.under_way() if zone in hidden}
 
+    def existing_slices(self) -> list[ClusterSlice]:
+        """The slices made elsewhere that the configuration names, as far as they are there. Nothing here deletes them. Raises TPUError."""
+        if not self.config.adopted:
+            return []
+        place = self.zones[0] if len(self.zones) == 1 else ALL_ZONES
+        found = [node for node in self.api.list_nodes(place, self.zones) if node.name in self.config.adopted and node.zone in self.zones]
+        return merge([], found)
+
     def sweep(self, view: View | None = None) -> list[ClusterSlice]:
         """All slices, and what follows from it: late refusals are learned; deleted is what is left of lost slices, of slices with the same
         name in several zones all but one, and what waits too long in a zone while another is open. `view`: what a look has found that was
@@ -224,17 +232,19 @@ class TPUProvider:
         timeout: float | None = None,
         poll: float = 1.0,
         progress: Callable[[str], None] = lambda _: None,
+        before_asking: Callable[[], None] = lambda: None,
     ) -> TPUStatus:
         """Bring up slices `<name>-0` .. `<name>-<slices-1>` and wait until they are READY. What is there already is kept.
 
-        `timeout`: seconds, None for a limit by size and by the queue's. `progress` hears of every change. When it fails, what this call has
-        created is deleted again, so that no slice bills for nobody. Raises TPUError: why no zone is left, AlreadyExistsError when a name is
+        `timeout`: seconds, None for a limit by size and by the queue's. `progress` hears of every change, `before_asking` is
+        called before each request that creates something. When it fails, what this call has created is deleted again, so that no slice
+        bills for nobody. Raises TPUError: why no zone is left, AlreadyExistsError when a name is
         taken by a slice that is not ours, DeadlineExceededError.
         """
         limit = provisioning_limit(self.config.slices * self.config.hosts_per_slice)
         limit += self.config.valid_until_seconds if self.config.queued_resource else 0.0
         deadline = self._clock() + (timeout if timeout is not None else limit)
-        bringup = Bringup(self, slice_names(self.config), labels or {}, metadata or {}, progress)
+        bringup = Bringup(self, slice_names(self.config), labels or {}, metadata or {}, progress, before_asking)
         try:
             while not bringup.step():
                 if self._clock() > deadline:
@@ -260,7 +270,9 @@ class TPUProvider:
 
     def get_status(self) -> TPUStatus:
         """What is there now. Raises TPUError."""
-        return self._status(self.list_slices())
+        now = self._clock()
+        existing = [dataclasses.replace(slice_status(item, now), existing=True) for item in self.existing_slices()]
+        return self._status(self.list_slices(), existing)
 
     def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         """The labels of a slice: the user's, `labels`, and those by which we know it."""
@@ -270,13 +282,13 @@ class TPUProvider:
         """The labels by which every slice of this cluster is known."""
         return self._labels
 
-    def refusal(self, name: str) -> TPUError:
-        """Why no zone can be asked for `name` now, with what every zone has said and when it is tried again."""
+    def refusal(self, name: str, *, when: bool = True) -> TPUError:
+        """Why no zone can be asked for `name` now, with what every zone has said and, for those who try again, when that is."""
         last = self.policy.last_refusal(self.kind, self.zones)
         if last is None:
             hidden = ", ".join(sorted(self._sight.hidden))
             return TransientError(f"{hidden} does not answer" if hidden else "no zone was open a moment ago", resource=name)
-        next_step = "; ".join([*self.policy.describe(self.kind, self.zones), last.next_step])
+        next_step = "; ".join([*self.policy.describe(self.kind, self.zones, when=when), last.next_step])
         return type(last)(last.words, resource=name, zone=last.zone, code=last.code, next_step=next_step)
 
     def check_ours(self, item: ClusterSlice) -> None:
@@ -288,8 +300,9 @@ class TPUProvider:
             words = f"it exists as {item.accelerator_type}, not {self.config.accelerator.name}"
             raise AlreadyExistsError(words, resource=item.name, zone=item.zone, next_step="stop the cluster first, or choose another name")
 
-    def _status(self, slices: Iterable[ClusterSlice]) -> TPUStatus:
-        return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in slices), self.config.slices)
+    def _status(self, slices: Iterable[ClusterSlice], more: Iterable[SliceStatus] = ()) -> TPUStatus:
+        now = self._clock()
+        return TPUStatus(self.config.name, (*(slice_status(item, now) for item in slices), *more), self.config.slices)
 
     def _create(self, name: str, labels: Mapping[str, str], metadata: Mapping[str, str], zone: str | None) -> CreatedSlice:
         for candidate in [zone] if zone is not None else self.policy.open(self.kind, self._answering(self._sight.hidden)):
@@ -297,7 +310,7 @@ class TPUProvider:
                 return self._ask(candidate, name, labels, metadata)
             except REFUSALS as error:
                 self._creations.end((candidate, name), error)
-                log.warning("%s", error)
+                log.info("%s", error)  # the policy has it, and tells it where nobody else takes the slice
                 if zone is not None:
                     raise
         raise self.refusal(name)

@@ -77,6 +77,11 @@ class ClusterSlice:
         return next((kind for kind in kinds if kind), self.labels.get(TYPE_LABEL, ""))
 
     @property
+    def topology(self) -> str:
+        """Of the node; empty while there is none."""
+        return self.node.topology if self.node is not None else ""
+
+    @property
     def created(self) -> float:
         """Seconds since the epoch."""
         return min(part.created for part in (self.node, self.queued) if part is not None)

@@ -21,6 +21,8 @@ class SliceStatus:
     """Estimated list price now; 0 while it is not billed, None when the catalogue has no price."""
     reason: str | None = None
     """Why it is LOST."""
+    existing: bool = False
+    """It was made elsewhere and is never deleted."""
 
 
 @dataclass(frozen=True)

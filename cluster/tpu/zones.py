@@ -135,15 +135,17 @@ class ZonePolicy:
             blocks = [block for zone in zones for block in self._of(kind, zone) if _holds(block, now)]
         return min(blocks, key=lambda block: (block.until is None, block.until or 0.0)).error if blocks else None
 
-    def describe(self, kind: str, zones: Sequence[str]) -> list[str]:
-        """A line for every refusal that still counts, such as `stockout in us-east5-b, next try in 40 s`."""
+    def describe(self, kind: str, zones: Sequence[str], *, when: bool = True) -> list[str]:
+        """A line for every refusal that still counts, such as `stockout in us-east5-b, next try in 40 s`; without `when`, only the first
+        half, for somebody who does not try again.
+        """
         with self._lock:
             now = self._clock()
             places = dict.fromkeys(place for zone in zones for place in (zone, _region(zone)))
             blocks = [(place, block) for place in places for block in self._at(kind, place)]
             held = [(place, block) for place, block in blocks if _holds(block, now)]
             since = {zone: self._waited_at(kind, zone, now) for zone in zones}
-        lines = [f"{_word(block)} in {place}, {_next_try(block, now)}" for place, block in held]
+        lines = [f"{_word(block)} in {place}" + (f", {_next_try(block, now)}" if when else "") for place, block in held]
         waited = [(zone, at + WAITED_S - now) for zone, at in since.items() if at is not None]
         return [*lines, *(f"waited in vain in {zone}, asked after the other zones for {short_duration(left)}" for zone, left in waited)]
 

@@ -4,6 +4,7 @@ Runs as the end of the VM's startup script: `python -m cluster.vm.host_agent`. N
 """
 
 import functools
+import json
 import logging
 import os
 import signal
@@ -31,6 +32,8 @@ from cluster.vm.settings import HostSettings
 
 logger = logging.getLogger(__name__)
 
+SETTINGS_VARIABLE = "PODLAUNCH_HOST_SETTINGS"
+"""Holds the settings on a host whose metadata is not ours: a TPU VM that was made elsewhere."""
 OBJECT_STORE_BYTES = 128 * 2**20
 """Runs move their data through files, not through Ray's object store; Ray's default would claim 30 % of the memory."""
 TICK_S = 1.0
@@ -209,10 +212,16 @@ def make_agent(identity: HostIdentity, settings: HostSettings, fetch: metadata.F
     )
 
 
+def read_settings(env: Mapping[str, str], fetch: Callable[[str], str]) -> HostSettings:
+    """From the environment where whoever started the agent put them there, else from the node's metadata."""
+    given = env.get(SETTINGS_VARIABLE)
+    return HostSettings.from_dict(json.loads(given) if given is not None else metadata.read_settings(fetch))
+
+
 def main() -> None:
     fetch = functools.partial(metadata.fetch, timeout=2.0)
     identity = metadata.read_identity(fetch)
-    settings = HostSettings.from_dict(metadata.read_settings(fetch))
+    settings = read_settings(os.environ, fetch)
     set_up_logging(f"host-{identity.slice_name}-{identity.worker_id}", terminal=None)
     logger.info("host %d of slice %s, cluster %s", identity.worker_id, identity.slice_name, settings.cluster)
     ending = threading.Event()

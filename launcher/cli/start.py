@@ -12,14 +12,13 @@ from cluster import bare as bare_slices
 from cluster import clusters, local
 from cluster.autoscaler import host_settings
 from cluster.config import ClusterConfig
-from cluster.errors import ClusterError, PodlaunchError
+from cluster.durations import parse_duration
+from cluster.errors import ConfigError
 from cluster.head import head_requests
 from cluster.node_names import slice_id
 from cluster.state import clusters_dir
 from cluster.token import token_place
-from cluster.tpu.lifecycle import Life
 from cluster.tpu.owner import owner_id
-from cluster.tpu.provider import TPUProvider
 from cluster.tpu.requests import plan, slice_names
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.bundle import Bundle, bundle_hash
@@ -39,6 +38,9 @@ def start(
     autostop: Annotated[
         str | None, typer.Option(metavar="TIME", help="Delete the cluster when no run was going on for so long, such as 2h.")
     ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="With --bare: give up after this long, such as 30m, and delete what was made.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the exact API requests, secrets redacted, and send none.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -49,17 +51,19 @@ def start(
         settings = dataclasses.replace(settings, min_slices=slices, max_slices=most)
     if autostop is not None:
         settings = dataclasses.replace(settings, autostop=autostop)
+    limit = _seconds(timeout, bare=bare)
+    clusters.check_name(settings.name, bare=bare)
     _print_plan(settings)
     if dry_run:
         print(json.dumps(_requests(settings, bare=bare), indent=1))
         return
     if settings.usd_per_hour != 0.0:
         confirm(f"Start {settings.name!r}?", yes)
+    if bare and settings.existing:
+        raise ConfigError("cluster.existing goes with a cluster: with --bare there is nothing that existing slices could join")
     if bare:
-        _start_bare(settings)
+        _start_bare(settings, limit)
         return
-    if bare_slices.find(settings.name) is not None:
-        raise ClusterError(f"slices without Ray called {settings.name!r} are up; end them with `tpu stop {settings.name}`")
     cluster = clusters.up(settings, lambda text: ERRORS.print(text, highlight=False))
     CONSOLE.print(f"cluster {cluster.name!r} is up; dashboard {cluster.head.show_url()}", highlight=False, soft_wrap=True)
 
@@ -97,19 +101,20 @@ def _requests(config: ClusterConfig, *, bare: bool) -> list[dict[str, Any]]:
     return [*head, *plan(config, names, owner=owner_id(), metadata=metadata)]
 
 
-def _start_bare(config: ClusterConfig) -> None:
-    known = clusters.find(config.name)
-    if known is not None and known.ended is None:
-        raise ClusterError(f"a cluster {config.name!r} is up; choose another name, or end it with `tpu stop {config.name}`")
+def _start_bare(config: ClusterConfig, timeout: float | None) -> None:
     if config.cloud == "emulated":
         config = local.with_local_endpoints(config, bundle_hash())
-    bare_slices.remember(config)
-    provider = TPUProvider.connect(config)
-    try:
-        status = provider.start(progress=lambda text: ERRORS.print(text, highlight=False, soft_wrap=True))
-    except PodlaunchError:
-        if all(item.life is Life.DELETING for item in provider.list_slices()):
-            bare_slices.forget(config.name)  # nothing is left that somebody would have to stop
-        raise
+    status = bare_slices.start(config, lambda text: ERRORS.print(text, highlight=False, soft_wrap=True), timeout=timeout)
     for one in status.slices:
         CONSOLE.print(f"{one.name}  {one.zone}  {one.state}  {', '.join(one.hosts)}", highlight=False, soft_wrap=True)
+
+
+def _seconds(timeout: str | None, *, bare: bool) -> float | None:
+    if timeout is None:
+        return None
+    if not bare:
+        raise ConfigError("--timeout goes with --bare: a cluster is up before its slices, and its autoscaler goes on asking for them")
+    try:
+        return parse_duration(timeout)
+    except ValueError as error:
+        raise ConfigError(f"--timeout {error}") from error

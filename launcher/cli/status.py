@@ -14,13 +14,17 @@ from cluster.config import ClusterConfig
 from cluster.durations import short_duration
 from cluster.errors import ConfigError, PodlaunchError
 from cluster.leftovers import Leftover
-from cluster.tpu.lifecycle import BILLED
+from cluster.tpu.catalog import by_name
+from cluster.tpu.lifecycle import BILLED, Life
 from cluster.tpu.orphans import Orphan
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import read_refusals
 from cluster.tpu.status import SliceStatus, slice_status
 from launcher.cli.options import CONSOLE
 from launcher.cli.places import Orphans, clusters_elsewhere, orphans_everywhere
+
+_FRESH_S = 15.0
+"""The autoscaler writes down what was refused every few seconds; older than this it has stopped doing so."""
 
 
 def status(
@@ -108,7 +112,8 @@ def _refusals(cluster: Cluster) -> Iterator[str]:
     """What zones have said, with the age of that: it is what the autoscaler knew then."""
     written, lines = read_refusals(cluster.name)
     for line in lines:
-        yield f"{line} (as of {short_duration(time.time() - written)} ago)"
+        age = time.time() - written
+        yield line if age < _FRESH_S else f"{line} (as of {short_duration(age)} ago)"
 
 
 def _describe_bare(slices: bare.BareSlices) -> dict[str, Any]:
@@ -140,24 +145,36 @@ def _slice_row(one: SliceStatus, config: ClusterConfig, ready: int | None) -> di
         "type": f"{config.accelerator.name} / {config.accelerator.topology}",
         "zone": one.zone,
         "state": one.state,
-        "reason": one.reason,
+        "reason": one.reason or _not_ready(one, config, ready),
         "hosts_ready": ready,
         "hosts": config.hosts_per_slice,
         "age_s": round(one.age_seconds),
         "usd_per_hour": config.usd_per_slice_hour if one.life in BILLED else 0.0,
+        "existing": one.existing,
     }
+
+
+def _not_ready(one: SliceStatus, config: ClusterConfig, joined: int | None) -> str | None:
+    """Why nothing can run on a slice that is not lost; None when all is well, or when its state says it all."""
+    if one.life is Life.READY and joined is not None and joined < config.hosts_per_slice:
+        return f"{config.hosts_per_slice - joined} hosts have not joined yet"
+    if one.life is Life.PENDING and one.state in ("ACCEPTED", "WAITING_FOR_RESOURCES"):
+        left = config.valid_until_seconds - one.age_seconds
+        return f"waits for capacity, at most {short_duration(left)} more"
+    return None if one.health in ("HEALTHY", "HEALTH_UNSPECIFIED") else one.health
 
 
 def _orphan_row(orphan: Orphan) -> dict[str, Any]:
     one = slice_status(orphan.item, time.time())
+    kind = by_name().get(one.accelerator_type)
     return {
         "name": one.name,
-        "type": one.accelerator_type,
+        "type": one.accelerator_type if kind is None else f"{kind.name} / {orphan.item.topology or kind.topology}",
         "zone": one.zone,
         "state": one.state,
         "reason": one.reason,
         "hosts_ready": None,
-        "hosts": len(one.hosts),
+        "hosts": len(one.hosts) if kind is None else kind.hosts,
         "age_s": round(one.age_seconds),
         "usd_per_hour": one.usd_per_hour,
         "cluster": orphan.cluster,
@@ -226,6 +243,8 @@ def _table(slices: list[dict[str, Any]]) -> Table:
         said = one["state"] if one["reason"] is None else f"{one['state']}: {one['reason']}"
         age = "" if one["age_s"] is None else short_duration(one["age_s"])
         origin = "" if one.get("ours", True) else ", made elsewhere"
+        if one.get("existing"):
+            said = f"{said}, existing"
         name = f"{one['name']} (of {one['cluster']}{origin})" if "cluster" in one else one["name"]
         table.add_row(name, one["type"], one["zone"], hosts, said, age, price)
     return table

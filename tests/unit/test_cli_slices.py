@@ -1,5 +1,6 @@
 """`tpu start --dry-run`, `tpu start --bare`, `tpu status` and `tpu stop --orphans` against the emulated service in this process."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,16 +8,25 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from cluster import bare
+from cluster.clusters import Cluster
+from cluster.config import ClusterConfig
 from cluster.emulator.embedded import Embedded, embedded_emulator
-from cluster.errors import ConfigError
+from cluster.errors import ClusterError, ConfigError
+from cluster.head_here import HereHead
+from cluster.state import cluster_dir
 from cluster.tpu.api import QueuedRequest, TpuApi
 from cluster.tpu.catalog import lookup
 from cluster.tpu.messages import NodeRequest
 from cluster.tpu.orphans import delete_orphan, find_orphans
+from cluster.vm.bundle import Bundle
+from launcher.app import launch
 from launcher.cli.main import app
 from launcher.cli.status import keep_showing
+from launcher.compose import compose_config, load
 
 ZONE = "us-central2-b"
 SETTINGS = {"name": "mine", "project": "my-project", "zones": [ZONE], "accelerator_type": "v4-16", "slices": 2}
@@ -130,3 +140,37 @@ def test_quota_used_up_is_told_and_nothing_is_remembered(tmp_path: Path, emulato
     with pytest.raises(Exception, match="quota used up"):
         tpu("start", "--bare", "-y", "--config", config_file(tmp_path, **at(emulator)))
     assert json.loads(tpu("status", "--json").stdout) == []
+
+
+def test_waiting_slice_tells_for_how_long_and_an_orphan_its_topology(tmp_path: Path, emulator: Embedded) -> None:
+    emulator.cloud.set_capacity(ZONE, "*", 0)
+    config = ClusterConfig.from_dict({**SETTINGS, "endpoint": emulator.endpoint, "valid_until": "2h"})
+    bare.remember(config)
+    api = TpuApi(emulator.endpoint, "my-project")
+    labels = {"podlaunch-cluster": "mine"}
+    api.create_queued_resource(ZONE, QueuedRequest(NodeRequest("mine-0", lookup("v4-16"), "tpu-ubuntu2204-base", labels=labels), 7200.0))
+    while (row := json.loads(tpu("status", "--json").stdout)[0])["slices"][0]["state"] != "WAITING_FOR_RESOURCES":
+        pass
+    assert row["slices"][0]["reason"] == "waits for capacity, at most 2.0 h more"
+    bare.forget("mine")
+    bare.remember(dataclasses.replace(config, name="other"))
+    (orphan,) = json.loads(tpu("status", "--json").stdout)[-1]["slices"]
+    assert (orphan["type"], orphan["hosts"], orphan["usd_per_hour"]) == ("v4-16 / 2x2x2", 2, 0.0)
+    api.close()
+
+
+def test_one_name_is_used_by_a_cluster_or_by_slices_without_ray(tmp_path: Path, emulator: Embedded) -> None:
+    tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint))
+    for start in (
+        lambda: tpu("start", "-y", "--config", config_file(tmp_path)),
+        lambda: launch(load(compose_config(["cluster.name=mine", f"run.root={tmp_path}"])), Console()),
+    ):
+        with pytest.raises(ClusterError, match=r"slices without Ray called 'mine' are up; .* `tpu stop mine`"):
+            start()
+    tpu("stop", "mine", "-y")
+    folder = cluster_dir("mine")
+    config = ClusterConfig.from_dict({**SETTINGS, "endpoint": emulator.endpoint, "head": "here"})
+    cluster = Cluster(config, HereHead.plan(config, Bundle(""), folder), Bundle(""), 0.0)
+    (folder / "cluster.json").write_text(json.dumps(cluster.to_dict()))
+    with pytest.raises(ClusterError, match="a cluster 'mine' is up; choose another name"):
+        tpu("start", "--bare", "-y", "--config", config_file(tmp_path, endpoint=emulator.endpoint))

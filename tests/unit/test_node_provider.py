@@ -13,6 +13,7 @@ from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_R
 from cluster.autoscaler import autoscaler_config, host_settings, node_type, slice_resource
 from cluster.config import ClusterConfig
 from cluster.emulator.embedded import Embedded, embedded_emulator
+from cluster.emulator.faults import PRESETS
 from cluster.node_names import slice_id
 from cluster.node_provider import SliceNodeProvider
 from cluster.ray_nodes import RayNodes
@@ -173,3 +174,15 @@ def test_the_autoscalers_file_has_every_key_that_ray_dies_without() -> None:
     }  # fmt: skip
     assert legacy <= config.keys()
     assert config["available_node_types"]["v4-16"]["max_workers"] == 4
+
+
+def test_a_creation_that_no_zone_refused_but_failed_is_told_until_one_succeeds(provider: SliceNodeProvider, emulator: Embedded) -> None:
+    (clusters_dir() / "mine").mkdir()
+    emulator.cloud.faults.add(dataclasses.replace(PRESETS["permission"], method="Create*", count=1))
+    with pytest.raises(TPUError, match="permission denied"):
+        provider.create_node({}, TAGS, 1)
+    (line,) = read_refusals("mine")[1]
+    assert "permission denied" in line
+    assert "grant roles/tpu.admin" in line
+    provider.create_node({}, {**TAGS, TAG_RAY_LAUNCH_REQUEST: "request-2"}, 1)
+    assert read_refusals("mine")[1] == []

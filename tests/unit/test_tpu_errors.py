@@ -128,7 +128,10 @@ def test_unexplained_code_8_is_a_stockout_at_an_operations_end_and_quota_at_a_ca
         (core.from_http_status(503, "busy"), errors.TransientError),
         (core.RetryError("gave up", cause=core.ServiceUnavailable("down")), errors.TransientError),
         (FutureTimeout(), errors.DeadlineExceededError),
-        (auth.DefaultCredentialsError("none found"), errors.PermissionDeniedError),
+        (auth.DefaultCredentialsError("none found"), errors.CredentialsError),
+        (auth.RefreshError("invalid_grant: no such account", {}, retryable=False), errors.CredentialsError),
+        (auth.TransportError("no route", retryable=True), errors.TransientError),
+        (core.ServiceUnavailable("Getting metadata from plugin failed with error: ('invalid_grant: gone', {})"), errors.CredentialsError),
         (ValueError("odd"), errors.UnknownError),
     ],
 )

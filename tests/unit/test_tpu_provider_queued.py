@@ -100,7 +100,7 @@ def test_quota_in_the_region_is_told_and_nothing_is_left(
 ) -> None:
     emulator.cloud.set_quota("us-central2", "v4", 0)
     emulator.cloud.set_quota("us-east5", "v4", 0)
-    with pytest.raises(QuotaError, match="quota used up in us-central2, next try in"):
+    with pytest.raises(QuotaError, match="quota used up in us-central2; quota used up in us-east5;"):
         provider.start()
     assert nothing_left(api, clock)
 
