@@ -83,6 +83,8 @@ class TPUConfig:
     """Ask for slices by queued resources, which wait for capacity and are how a reservation can be named; false: by plain nodes."""
     valid_until: str = "4h"
     """How long a queued resource may wait for capacity before it fails, such as 30m or 4h."""
+    zone_patience: str = "10m"
+    """How long a queued resource may wait for capacity in one of several zones before the next one is asked; the last one keeps waiting."""
     network: str | None = None
     subnetwork: str | None = None
     external_ips: bool = True
@@ -156,6 +158,10 @@ class TPUConfig:
         return parse_duration(self.valid_until)
 
     @property
+    def zone_patience_seconds(self) -> float:
+        return parse_duration(self.zone_patience)
+
+    @property
     def disks(self) -> list[tuple[str, bool]]:
         """Every data disk's source and whether it is read only."""
         return [(disk.removesuffix(_READ_ONLY), disk.endswith(_READ_ONLY)) for disk in self.data_disks]
@@ -211,13 +217,14 @@ class TPUConfig:
         yield from self._wrong_commands(at)
 
     def _wrong_wait(self, at: str) -> Iterator[str]:
-        try:
-            seconds = self.valid_until_seconds
-        except ValueError as error:
-            yield f"{at}valid_until {error}"
-            return
-        if seconds < _SHORTEST_WAIT_S:
-            yield f"{at}valid_until {self.valid_until!r}: at least {_SHORTEST_WAIT_S:.0f}s, a slice is not made faster"
+        for name, value in (("valid_until", self.valid_until), ("zone_patience", self.zone_patience)):
+            try:
+                seconds = parse_duration(value)
+            except ValueError as error:
+                yield f"{at}{name} {error}"
+                continue
+            if seconds < _SHORTEST_WAIT_S:
+                yield f"{at}{name} {value!r}: at least {_SHORTEST_WAIT_S:.0f}s, a slice is not made faster"
 
     def _wrong_disks(self, at: str) -> Iterator[str]:
         for disk in self.data_disks:

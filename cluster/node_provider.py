@@ -47,11 +47,14 @@ STANDING = frozenset({Life.PENDING, Life.READY, Life.INTERRUPTED})
 class SliceNodeProvider(NodeProvider):
     """See Ray's `NodeProvider` for the interface."""
 
-    def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
+    def __init__(self, provider_config: dict[str, Any], cluster_name: str, slices: TPUProvider | None = None) -> None:
+        """`slices`: who makes them, instead of one with a connection of its own; Ray gives the other two."""
         super().__init__(provider_config, cluster_name)
         set_up_logging(f"node-provider-{cluster_name}", terminal=None, only="cluster")
         config = build(ClusterConfig, provider_config["cluster"])
-        self._slices = TPUProvider.connect(config, patience=PATIENCE_S, owner=provider_config["owner"])
+        if slices is None:
+            slices = TPUProvider.connect(config, patience=PATIENCE_S, owner=provider_config["owner"])
+        self._slices = slices
         bundle = Bundle.from_dict(provider_config["bundle"])
         self._metadata = {
             "startup-script": startup_script(bundle.hash, bundle.location),
@@ -146,8 +149,16 @@ class SliceNodeProvider(NodeProvider):
             self._slices.delete_slice(node_id)
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
+        """Tries all of them. Raises TPUError when one could not be asked for, and Ray asks for all again."""
+        errors = []
         for node_id in node_ids:
-            self.terminate_node(node_id)
+            try:
+                self.terminate_node(node_id)
+            except TPUError as error:
+                logger.warning("%s", error)
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _get(self, node_id: str) -> ClusterSlice:
         with self._lock:

@@ -7,7 +7,7 @@ from cluster.emulator.checks import not_found_by_compute
 from cluster.emulator.clock import Clock
 from cluster.emulator.compute_bodies import timestamp, url
 from cluster.emulator.compute_errors import as_operation_error
-from cluster.emulator.faults import ON_OPERATION, Effect, Fault, Faults
+from cluster.emulator.faults import ON_OPERATION, STRUCK_COMPUTE, Effect, Faults, Struck
 from cluster.emulator.model import Refusal
 from cluster.emulator.store import Store
 
@@ -20,7 +20,7 @@ class ComputeOperations:
 
     def __init__(self, store: Store, clock: Clock, faults: Faults) -> None:
         self._store, self._clock, self._faults = store, clock, faults
-        self._struck: dict[str, Fault] = {}
+        self._struck = Struck(store, STRUCK_COMPUTE)
         self._all: dict[str, dict[str, Any]] = store.compute_operations()
 
     def begin(self, target: str, target_id: str, verb: str) -> str:
@@ -45,7 +45,7 @@ class ComputeOperations:
             "selfLink": url(path),
         }
         for fault in self._faults.strike(f"instances.{verb}", target, ON_OPERATION)[:1]:
-            self._struck[path] = fault
+            self._struck.add(path, fault)
         self._store.put_compute_operation(path, self._all[path])
         self._forget_oldest()
         return path
@@ -68,7 +68,7 @@ class ComputeOperations:
 
     def hangs(self, path: str) -> bool:
         """Whether a fault keeps it from ever ending."""
-        return path in self._struck and self._struck[path].effect is Effect.HANG
+        return self._struck.hangs(path)
 
     def doom(self, path: str) -> Refusal | None:
         """The error with which a fault lets it end."""
@@ -85,7 +85,7 @@ class ComputeOperations:
         if found is None or found["status"] == "DONE":
             return
         found.update({"status": "DONE", "progress": 100, "endTime": timestamp(self._clock.now()), **error})
-        self._struck.pop(path, None)
+        self._struck.end(path)
         self._store.put_compute_operation(path, found)
 
     def _forget_oldest(self) -> None:

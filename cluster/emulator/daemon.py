@@ -29,6 +29,7 @@ from cluster.emulator.admin import Admin
 from cluster.emulator.api import Api
 from cluster.emulator.clock import RealClock
 from cluster.emulator.cloud import Cloud
+from cluster.emulator.faults import FAULTS, STRUCK, STRUCK_COMPUTE
 from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
 from cluster.emulator.http import HttpServer
 from cluster.emulator.model import Machine, NodeRecord
@@ -128,7 +129,7 @@ def serve(
 
 
 def purge(folder: Path) -> int:
-    """End all hosts and forget all nodes, instances and secrets, without a daemon. Returns how many nodes and instances there were.
+    """End all hosts and forget all nodes, instances, secrets and rules, without a daemon. Returns how many nodes and instances there were.
 
     Stored objects stay. Raises ClusterError while a daemon runs.
     """
@@ -145,6 +146,8 @@ def purge(folder: Path) -> int:
         for queued in store.queued():
             store.remove_queued(queued.path)
         store.remove_secrets()
+        for rules in (FAULTS, STRUCK, STRUCK_COMPUTE, "capacity", "quota", "unreachable"):
+            store.unset(rules)  # of the cloud that ends here; the next one begins without
         store.close()
         shutil.rmtree(folder / "hosts", ignore_errors=True)
         return len(machines)

@@ -1,23 +1,27 @@
 """Faults as rules: which calls go wrong, how, and how often.
 
-A rule belongs to the running service: it ends with it, while capacity, quota and nodes are kept. Methods of Compute Engine are called as
-its documentation has them: `instances.insert`. Beside the methods of the APIs there is `BootHost`, with the resource
-`<node or instance>/hosts/<worker>`: LATENCY lets that host boot late, HANG never.
+Rules are kept in the store like nodes and limits, with how often each has struck and where its chances stand: a daemon that ends and comes
+back goes on where it was. Methods of Compute Engine are called as its documentation has them: `instances.insert`. Beside the methods of the
+APIs there is `BootHost`, with the resource `<node or instance>/hosts/<worker>`: LATENCY lets that host boot late, HANG never.
 """
 
 import dataclasses
 import enum
 import fnmatch
-import itertools
+import json
 import random
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.emulator.model import Refusal
+from cluster.emulator.store import Store
 
 BOOT_HOST = "BootHost"
+FAULTS, STRUCK, STRUCK_COMPUTE = "faults", "struck operations", "struck compute operations"
+"""Under what rules, and what they do to operations, are kept in the store."""
 
 
 class Effect(enum.Enum):
@@ -94,51 +98,105 @@ class Fault:
         return Refusal(self.code, words)
 
 
+@dataclass
+class _Rule:
+    """A rule and how far it has come."""
+
+    fault: Fault
+    left: int | None
+    draws: int = 0
+    """Chances that were drawn; the next one follows from this and the seed alone."""
+
+
 class Faults:
     """The rules that hold now. Safe to use from several threads."""
 
-    def __init__(self) -> None:
-        self._rules: dict[int, Fault] = {}
-        self._left: dict[int, int | None] = {}
-        self._chances: dict[int, random.Random] = {}
-        self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+    def __init__(self, store: Store | None = None, lock: AbstractContextManager[Any] | None = None) -> None:
+        """`lock`: whoever uses `store` holds it."""
+        self._store = store
+        self._lock = lock if lock is not None else threading.Lock()
+        kept = json.loads(store.get(FAULTS, "{}")) if store is not None else {}
+        rules = kept.get("rules", {})
+        self._rules = {int(key): _Rule(Fault.from_dict(rule["fault"]), rule["left"], rule["draws"]) for key, rule in rules.items()}
+        self._last: int = kept.get("last", 0)
 
     def add(self, fault: Fault) -> int:
         """The rule's number, by which it is removed again."""
         with self._lock:
-            number = next(self._numbers)
-            self._rules[number], self._left[number], self._chances[number] = fault, fault.count, random.Random(fault.seed)
-            return number
+            self._last += 1
+            self._rules[self._last] = _Rule(fault, fault.count)
+            self._keep()
+            return self._last
 
     def remove(self, number: int) -> bool:
         with self._lock:
-            return self._rules.pop(number, None) is not None
+            found = self._rules.pop(number, None) is not None
+            self._keep()
+            return found
 
     def clear(self) -> None:
         with self._lock:
             self._rules.clear()
+            self._keep()
 
     def rules(self) -> dict[int, Fault]:
         """By number; `count` is what is left of it."""
         with self._lock:
-            return {number: dataclasses.replace(rule, count=self._left[number]) for number, rule in self._rules.items()}
+            return {number: dataclasses.replace(rule.fault, count=rule.left) for number, rule in self._rules.items()}
 
     def strike(self, method: str, target: str, effects: frozenset[Effect]) -> list[Fault]:
         """The rules that strike this time, in the order they were added; each that strikes is counted."""
         with self._lock:
-            return [
-                rule
-                for number, rule in self._rules.items()
-                if rule.effect in effects and _matches(rule, method, target) and self._due(number)
-            ]
+            concerned = [rule for rule in self._rules.values() if rule.fault.effect in effects and _matches(rule.fault, method, target)]
+            before = [(rule.left, rule.draws) for rule in concerned]
+            struck = [rule.fault for rule in concerned if _due(rule)]
+            if before != [(rule.left, rule.draws) for rule in concerned]:
+                self._keep()
+            return struck
 
-    def _due(self, number: int) -> bool:
-        left, rule = self._left[number], self._rules[number]
-        if left == 0 or self._chances[number].random() >= rule.probability:
+    def _keep(self) -> None:
+        if self._store is not None:
+            rules = {key: {"fault": rule.fault.to_dict(), "left": rule.left, "draws": rule.draws} for key, rule in self._rules.items()}
+            self._store.set(FAULTS, json.dumps({"last": self._last, "rules": rules}))
+
+
+def _due(rule: _Rule) -> bool:
+    if rule.left == 0:
+        return False
+    if rule.fault.probability < 1.0:
+        rule.draws += 1
+        # A generator's own state is thousands of bytes; one made anew for every chance has none that a restart could lose.
+        if random.Random(f"{rule.fault.seed} {rule.draws}").random() >= rule.fault.probability:
             return False
-        self._left[number] = None if left is None else left - 1
-        return True
+    rule.left = None if rule.left is None else rule.left - 1
+    return True
+
+
+class Struck:
+    """Operations to which a fault does something later, kept in `store` under `key`. Called under the cloud's lock only."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._all = {name: Fault.from_dict(rule) for name, rule in json.loads(store.get(key, "{}")).items()}
+
+    def get(self, name: str) -> Fault | None:
+        return self._all.get(name)
+
+    def add(self, name: str, fault: Fault) -> None:
+        self._all[name] = fault
+        self._keep()
+
+    def end(self, name: str) -> None:
+        """The operation is over or forgotten."""
+        if self._all.pop(name, None) is not None:
+            self._keep()
+
+    def hangs(self, name: str) -> bool:
+        """Whether a fault keeps it from ever ending."""
+        return name in self._all and self._all[name].effect is Effect.HANG
+
+    def _keep(self) -> None:
+        self._store.set(self._key, json.dumps({name: fault.to_dict() for name, fault in self._all.items()}))
 
 
 def _matches(rule: Fault, method: str, target: str) -> bool:

@@ -53,7 +53,10 @@ class Instances:
         with self._lock:
             everything = list(self._all.values())
         for instance in everything:
-            instance.host.held = False  # faults end with the daemon that had them
+            if instance.host.held and instance.host.boots_at is not None:
+                self._clock.after(max(0.0, instance.host.boots_at - self._clock.now()), functools.partial(self._boot_again, instance))
+            if instance.state is State.STOPPING and self._operations.hangs(instance.operation):
+                continue
             if instance.state is State.RUNNING:
                 self._find_host(instance)
             elif instance.state in self._work:
@@ -228,14 +231,15 @@ class Instances:
     def _hold(self, instance: InstanceRecord) -> None:
         """Keep it from booting where a fault says so, for a while or for ever."""
         for fault in self._faults.strike(BOOT_HOST, f"{instance.path}/hosts/0", ON_BOOT)[:1]:
-            instance.host.held = True
+            instance.host.held, instance.host.boots_at = True, None
             if fault.effect is Effect.LATENCY:
+                instance.host.boots_at = self._clock.now() + fault.seconds
                 self._clock.after(fault.seconds, functools.partial(self._boot_again, instance))
 
     def _boot_again(self, instance: InstanceRecord) -> None:
         with self._working[instance.uid]:
             if self._is(instance, State.RUNNING):
-                instance.host.held, instance.host.exited = False, False
+                instance.host.held, instance.host.boots_at, instance.host.exited = False, None, False
                 self._find_host(instance)
 
     def _find_host(self, instance: InstanceRecord) -> None:

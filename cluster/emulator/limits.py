@@ -69,7 +69,9 @@ class Limits:
         everything = [*wanted, *held()] if self._capacity else []
         for key, limit in self._capacity.items():
             place, what = key.split("/")
-            if sum(_amount(what, claim.kind) for claim in everything if claim.zone == place) > limit:
+            # A zone that holds more than its limit, which may have come later, is full only for whom the limit concerns.
+            concerns = any(claim.zone == place and _amount(what, claim.kind) for claim in wanted)
+            if concerns and sum(_amount(what, claim.kind) for claim in everything if claim.zone == place) > limit:
                 return False
         return True
 

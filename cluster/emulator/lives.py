@@ -63,7 +63,7 @@ class Lives:
         for node in store.nodes():
             self._keep(node)
         self._limits = Limits(store)
-        self.faults = Faults()
+        self.faults = Faults(store, self._lock)
         self._operations = Operations(store, clock, self.faults)
         self.secrets = Secrets(store, clock, self._lock)
         self.instances = Instances(store, hosts, clock, self.faults, self._lock, state_dir=state_dir, profile=profile)
@@ -76,7 +76,10 @@ class Lives:
             nodes = list(self._nodes.values())
         for node in nodes:
             for host in node.hosts:
-                host.held = False  # faults end with the daemon that had them
+                if host.held and host.boots_at is not None:
+                    self.clock.after(max(0.0, host.boots_at - self.clock.now()), functools.partial(self._boot, node, host))
+            if node.message.state in (DELETING, STOPPING) and self._operations.hangs(node.operation):
+                continue
             if node.message.state in work:
                 self.clock.after(0.0, functools.partial(work[node.message.state], node))
             elif node.message.state not in (STOPPED, PREEMPTED, REPAIRING):
@@ -110,9 +113,9 @@ class Lives:
         return list(self._members[queued].values()) if queued in self._members else []
 
     def end(self, path: str) -> None:
-        """Begin the deletion of a node, unless it is under way. Raises Refusal."""
+        """Begin the deletion of a node, unless it is under way; one that a fault holds up is begun anew (a guess). Raises Refusal."""
         node = self._find(path)
-        if node.message.state != DELETING:
+        if node.message.state != DELETING or self._operations.stuck(node.operation):
             self._operations.fail(node.operation, _ABORTED, "The node was deleted while it was being created.")  # a guess
             self._begin_deletion(node)
 
@@ -211,15 +214,16 @@ class Lives:
         """Keep from booting what a fault keeps from it, for a while or for ever."""
         for host in node.hosts:
             for fault in self.faults.strike(BOOT_HOST, f"{node.path}/hosts/{host.worker}", ON_BOOT)[:1]:
-                host.held = True
+                host.held, host.boots_at = True, None
                 if fault.effect is Effect.LATENCY:
+                    host.boots_at = self.clock.now() + fault.seconds
                     self.clock.after(fault.seconds, functools.partial(self._boot, node, host))
 
     def _boot(self, node: NodeRecord, host: HostRecord) -> None:
         """Boot one host, again or at last."""
         with self._working[node.uid]:
             if self._is(node, READY):
-                host.held, host.exited = False, False
+                host.held, host.boots_at, host.exited = False, None, False
                 self._find_hosts(node)
 
     def _take_capacity(self, node: NodeRecord) -> bool:

@@ -32,6 +32,8 @@ class HostRecord:
     """The startup script has ended. As on the real cloud, the node stays READY."""
     held: bool = False
     """A fault keeps it from booting."""
+    boots_at: float | None = None
+    """When that is over, seconds since the epoch; None: never."""
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.emulator.checks import not_found
 from cluster.emulator.clock import Clock
-from cluster.emulator.faults import ON_OPERATION, Effect, Fault, Faults
+from cluster.emulator.faults import ON_OPERATION, STRUCK, Effect, Faults, Struck
 from cluster.emulator.model import Refusal
 from cluster.emulator.store import Store
 
@@ -18,7 +18,7 @@ class Operations:
 
     def __init__(self, store: Store, clock: Clock, faults: Faults) -> None:
         self._store, self._clock, self._faults = store, clock, faults
-        self._struck: dict[str, Fault] = {}
+        self._struck = Struck(store, STRUCK)
         self._all: dict[str, Any] = {operation.name: operation for operation in store.operations()}
 
     def begin(self, parent: str, target: str, verb: str) -> Any:
@@ -33,7 +33,7 @@ class Operations:
         operation.metadata.Pack(metadata)
         method = f"{verb.capitalize()}{'Node' if '/nodes/' in target else 'QueuedResource'}"
         for fault in self._faults.strike(method, target, ON_OPERATION)[:1]:
-            self._struck[operation.name] = fault
+            self._struck.add(operation.name, fault)
         self._all[operation.name] = operation
         self._store.put_operation(operation)
         self._forget_oldest()
@@ -60,7 +60,11 @@ class Operations:
 
     def hangs(self, name: str) -> bool:
         """Whether a fault keeps it from ever ending."""
-        return name in self._struck and self._struck[name].effect is Effect.HANG
+        return self._struck.hangs(name)
+
+    def stuck(self, name: str) -> bool:
+        """Whether nothing comes of it any more: it hangs, or has ended."""
+        return self.hangs(name) or name not in self._all or bool(self._all[name].done)
 
     def doom(self, name: str) -> Refusal | None:
         """The error with which a fault lets it end."""
@@ -76,7 +80,7 @@ class Operations:
     def forget(self, name: str) -> None:
         """Raises Refusal."""
         self._store.remove_operation(self.get(name).name)
-        self._struck.pop(name, None)
+        self._struck.end(name)
         del self._all[name]
 
     def _target(self, name: str) -> str:
@@ -99,5 +103,5 @@ class Operations:
         metadata.end_time.FromNanoseconds(int(self._clock.now() * 1e9))
         operation.metadata.Pack(metadata)
         operation.done = True
-        self._struck.pop(operation.name, None)
+        self._struck.end(operation.name)
         self._store.put_operation(operation)

@@ -137,7 +137,8 @@ class QueuedResources:
             return [self._all[path].message.SerializeToString() for path in paths], token
 
     def delete(self, path: str, *, force: bool = False, request_id: str = "") -> Any:
-        """Return the operation that deletes it; the one under way when it is being deleted already (a guess).
+        """Return the operation that deletes it; the one under way when it is being deleted already, or a new one when a fault keeps that
+        from ending (a guess).
 
         Raises Refusal without `force` while it has nodes. The client's own documentation lets FAILED and SUSPENDED ones go without it; we
         are as strict there as the service was seen to be, so that a client that passes here passes there. The words are a guess.
@@ -147,7 +148,12 @@ class QueuedResources:
             if earlier is not None:
                 return earlier
             queued = self._find(path)
-            if _state(queued) is not State.DELETING:
+            if _state(queued) is State.DELETING:
+                if self._operations.hangs(queued.operation):
+                    queued.operation = self._operations.begin(queued.parent, path, "delete").name
+                    self._wake(queued)
+                self._end_nodes(queued)  # one of them may have failed to go
+            else:
                 nodes = self._nodes.members(path)
                 if not force and (nodes or _state(queued) is State.PROVISIONING):
                     names = ", ".join(node.node_id for node in nodes)

@@ -192,6 +192,9 @@ class Store:
     def set(self, key: str, value: str) -> None:
         self._db.execute("REPLACE INTO settings VALUES (?, ?)", (key, value))
 
+    def unset(self, key: str) -> None:
+        self._db.execute("DELETE FROM settings WHERE key = ?", (key,))
+
 
 def _node(message: Any, behind: dict[str, Any]) -> NodeRecord:
     holds = bool(behind.get("holds", True))  # a database from before knows no capacity

@@ -11,7 +11,8 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cluster.repeat import CHANNEL_OPTIONS, SAFE, STUMBLES, Repeater
 from cluster.tpu.errors import CLOUD_TPU, NotFoundError, TransientError, from_exception, from_status
@@ -31,10 +32,29 @@ from cluster.tpu.messages import (
 if TYPE_CHECKING:
     from google.cloud.tpu_v2 import TpuClient
 
-__all__ = ["ALL_ZONES", "NodeRequest", "Operation", "QueuedRequest", "QueuedResource", "Slice", "TpuApi", "make_client"]
+__all__ = ["ALL_ZONES", "Listing", "NodeRequest", "Operation", "QueuedRequest", "QueuedResource", "Slice", "TpuApi", "make_client"]
 T = TypeVar("T")
+P = TypeVar("P", Slice, QueuedResource)
 ALL_ZONES = "-"
 """In a listing: every zone at once."""
+
+
+@dataclass(frozen=True)
+class Listing(Generic[P]):
+    """What the zones that answered hold."""
+
+    what: str
+    """For errors."""
+    items: list[P]
+    unreachable: frozenset[str | None]
+    """The zones that did not answer, of which nothing is in `items`; None: one that cannot be told, so it may be any."""
+
+    def complete(self, needed: Collection[str] | None = None) -> list[P]:
+        """Raises TransientError when a zone that is `needed` (None: every one) has not answered."""
+        gone = sorted(place or "some zone" for place in self.unreachable if needed is None or place is None or place in needed)
+        if gone:
+            raise TransientError(f"the listing lacks {', '.join(gone)}", resource=self.what)
+        return self.items
 
 
 class TpuApi:
@@ -88,8 +108,13 @@ class TpuApi:
 
         `needed`: the zones that have to be complete; None: every one.
         """
-        pages = self._pages(self._client.list_nodes, f"nodes of {self.project}", zone, needed)
-        return [to_slice(node) for page in pages for node in page.nodes]
+        return self.look_at_nodes(zone).complete(needed)
+
+    def look_at_nodes(self, zone: str) -> Listing[Slice]:
+        """All nodes of a zone, or of ALL_ZONES, as far as the zones answer. Raises TPUError when a page is missing."""
+        what = f"nodes of {self.project}"
+        pages = list(self._pages(self._client.list_nodes, what, zone))
+        return _listing(what, pages, [to_slice(node) for page in pages for node in page.nodes])
 
     def delete_node(self, zone: str, name: str) -> str:
         """Ask for the node's end and return the operation's name at once. Raises NotFoundError when there is none, and other TPUErrors."""
@@ -120,8 +145,13 @@ class TpuApi:
 
     def list_queued_resources(self, zone: str, needed: Collection[str] | None = None) -> list[QueuedResource]:
         """All queued resources, as `list_nodes` does it for nodes."""
-        pages = self._pages(self._client.list_queued_resources, f"queued resources of {self.project}", zone, needed)
-        return [to_queued(queued) for page in pages for queued in page.queued_resources]
+        return self.look_at_queued_resources(zone).complete(needed)
+
+    def look_at_queued_resources(self, zone: str) -> Listing[QueuedResource]:
+        """All queued resources, as `look_at_nodes` does it for nodes."""
+        what = f"queued resources of {self.project}"
+        pages = list(self._pages(self._client.list_queued_resources, what, zone))
+        return _listing(what, pages, [to_queued(queued) for page in pages for queued in page.queued_resources])
 
     def delete_queued_resource(self, zone: str, name: str, *, force: bool = True) -> str:
         """Ask for its end and return the operation's name at once. `force`: with its node, whatever the state.
@@ -151,14 +181,11 @@ class TpuApi:
         # The rate is the caller's to keep: a creation that is too early is not repeated here.
         return self._call(create, name, zone, repeat=STUMBLES)
 
-    def _pages(self, method: Callable[..., Any], what: str, zone: str, needed: Collection[str] | None) -> Iterator[Any]:
-        """The raw answers, page by page."""
+    def _pages(self, method: Callable[..., Any], what: str, zone: str) -> Iterator[Any]:
+        """The raw answers, page by page. Raises TPUError when one cannot be had."""
         token = ""
         while True:
             page = self._call(functools.partial(self._page, method, zone, token), what, zone)
-            gone = [place for place in page.unreachable if needed is None or _zone_of(place) in (*needed, None)]
-            if gone:
-                raise TransientError(f"the listing lacks {', '.join(gone)}", resource=what, zone=zone)
             yield page
             token = page.next_page_token
             if not token:
@@ -195,6 +222,12 @@ def _exists(look: Callable[[], object]) -> bool:
     except NotFoundError:
         return False
     return True
+
+
+def _listing(what: str, pages: list[Any], items: list[P]) -> Listing[P]:
+    """A zone may fall silent between two pages: then what the first one has of it is not all."""
+    unreachable = frozenset(_zone_of(place) for page in pages for place in page.unreachable)
+    return Listing(what, [item for item in items if item.zone not in unreachable], unreachable)
 
 
 def _zone_of(place: str) -> str | None:

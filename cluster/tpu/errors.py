@@ -29,7 +29,10 @@ from cluster.cloud_errors import (
 
 TPUError = CloudError
 """What every service raises: what the Cloud TPU service raises differs in its words only."""
+REFUSALS = (StockoutError, QuotaError, ReservationError, NotInZoneError)
+"""What says for certain that a zone makes no slice now; after any other error the slice may be there, so no other zone is asked at once."""
 __all__ = [
+    "REFUSALS",
     "AlreadyExistsError",
     "ApiDisabledError",
     "DeadlineExceededError",

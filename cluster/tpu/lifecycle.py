@@ -123,11 +123,16 @@ TRANSITIONS: dict[tuple[str | None, str | None], Step] = {
 }
 """The whole table: (state of the node, state of the queued resource; None where there is none) -> what follows."""
 
+WAITS_FOR_CAPACITY = frozenset({"ACCEPTED", "WAITING_FOR_RESOURCES"})
+"""States of a queued resource (without a node) in which only the zone's capacity is missing, so that another zone may help."""
+
 BILLED = frozenset({Life.READY, Life.INTERRUPTED})
 """A node is billed while it is READY; in maintenance we count it as well, so that an estimate is never too low."""
 
 INTERRUPTED_LIMIT_S = 1800.0
 """A repair or restart that takes longer is given up; hosts come back in minutes."""
+ACCEPTING_LIMIT_S = 600.0
+"""A queued resource is accepted or refused within seconds; one that still shows as CREATING after this is given up."""
 DELETING_LIMIT_S = 900.0
 """A deletion that takes longer is asked for again."""
 

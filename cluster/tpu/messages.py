@@ -4,6 +4,7 @@ Answers are read in raw protobuf, which is five times faster than through proto-
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,19 +155,17 @@ _CONFIG_TYPE = {"v2": "V2", "v3": "V3", "v4": "V4", "v5e": "V5LITE_POD", "v5p": 
 
 def to_slice(node: Any) -> Slice:
     """From a raw google.cloud.tpu.v2.Node."""
-    states, healths = node.DESCRIPTOR.enum_types_by_name["State"], node.DESCRIPTOR.enum_types_by_name["Health"]
-    state, health = states.values_by_number.get(node.state), healths.values_by_number.get(node.health)
     parts = node.name.split("/")
     return Slice(
         name=parts[-1],
         zone=parts[3],
-        state=state.name if state is not None else "UNKNOWN",
+        state=_names(node.DESCRIPTOR, "State").get(node.state, "UNKNOWN"),
         accelerator_type=node.accelerator_type,
         topology=node.accelerator_config.topology,
-        hosts=tuple(endpoint.ip_address for endpoint in node.network_endpoints),
+        hosts=tuple([endpoint.ip_address for endpoint in node.network_endpoints]),
         labels=dict(node.labels),
         created=node.create_time.ToNanoseconds() / 1e9,
-        health=health.name if health is not None else "HEALTH_UNSPECIFIED",
+        health=_names(node.DESCRIPTOR, "Health").get(node.health, "HEALTH_UNSPECIFIED"),
         health_description=node.health_description,
         spot=node.scheduling_config.spot or node.scheduling_config.preemptible,
     )
@@ -177,17 +176,23 @@ def to_queued(queued: Any) -> QueuedResource:
     parts = queued.name.split("/")
     specs = queued.tpu.node_spec
     node = specs[0].node if specs else None
-    state = queued.state.DESCRIPTOR.enum_types_by_name["State"].values_by_number.get(queued.state.state)
-    failed = queued.state.failed_data.error if queued.state.WhichOneof("state_data") == "failed_data" else None
+    state = queued.state
+    failed = state.failed_data.error if state.HasField("failed_data") else None
     has_reason = failed is not None and (failed.code or failed.message)
     return QueuedResource(
         name=parts[-1],
         zone=parts[3],
-        state=state.name if state is not None else "STATE_UNSPECIFIED",
+        state=_names(state.DESCRIPTOR, "State").get(state.state, "STATE_UNSPECIFIED"),
         accelerator_type=node.accelerator_type if node is not None else "",
-        node_ids=tuple(spec.node_id for spec in specs),
+        node_ids=tuple([spec.node_id for spec in specs]),
         labels=dict(node.labels) if node is not None else {},
         created=queued.create_time.ToNanoseconds() / 1e9,
         spot=queued.HasField("spot"),
         error=from_status(failed, resource=parts[-1], zone=parts[3]) if has_reason else None,
     )
+
+
+@functools.cache  # asked twice for every slice of a listing
+def _names(message: Any, enum: str) -> Mapping[int, str]:
+    """The names of an enum that is declared in a message, by number."""
+    return {value.number: value.name for value in message.enum_types_by_name[enum].values}

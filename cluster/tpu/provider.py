@@ -10,30 +10,29 @@ which decides where the next slice is asked for.
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cluster.config import TPUConfig
 from cluster.errors import ConfigError
-from cluster.tpu.api import ALL_ZONES, TpuApi
+from cluster.tpu.api import TpuApi
 from cluster.tpu.bringup import Bringup
 from cluster.tpu.creations import Creations
 from cluster.tpu.errors import (
+    REFUSALS,
     AlreadyExistsError,
     DeadlineExceededError,
     NotFoundError,
-    NotInZoneError,
-    QuotaError,
     RateLimitedError,
-    ReservationError,
-    StockoutError,
     TPUError,
     TransientError,
 )
 from cluster.tpu.lifecycle import Action, Life, provisioning_limit
 from cluster.tpu.owner import owner_id
 from cluster.tpu.requests import node_request, owner_labels, queued_request, slice_names
+from cluster.tpu.sight import Sight, View
 from cluster.tpu.slices import (
     OWNER_LABEL,
     TYPE_LABEL,
@@ -43,14 +42,13 @@ from cluster.tpu.slices import (
     merge,
 )
 from cluster.tpu.status import SliceStatus, TPUStatus, slice_status
+from cluster.tpu.teardown import Teardown
 from cluster.tpu.zones import TokenBucket, ZonePolicy
 
-__all__ = ["OWNER_LABEL", "REFUSALS", "CreatedSlice", "SliceStatus", "TPUProvider", "TPUStatus"]
+__all__ = ["OWNER_LABEL", "CreatedSlice", "SliceStatus", "TPUProvider", "TPUStatus"]
 log = logging.getLogger(__name__)
-REFUSALS = (StockoutError, QuotaError, ReservationError, NotInZoneError)
-"""What says for certain that a zone makes no slice now; after any other error the slice may be there, so no other zone is asked at once."""
-_TOGETHER = 16
-"""Requests under way at once."""
+S = TypeVar("S")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,11 @@ class TPUProvider:
         policy: ZonePolicy | None = None,
         bucket: TokenBucket | None = None,
         owner: str = "",
+        at_once: int = 16,
     ) -> None:
-        """`clock`: seconds since the epoch. `owner`: who makes them, as `owner_id` tells. Raises ConfigError when project or zones are
-        missing.
+        """`clock`: seconds since the epoch. `owner`: who makes them, as `owner_id` tells. `at_once`: creations under way together.
+
+        Raises ConfigError when project or zones are missing.
         """
         if api.project != config.effective_project:
             raise ConfigError(f"project {config.effective_project!r}: the connection is to project {api.project!r}")
@@ -89,8 +89,10 @@ class TPUProvider:
         self.kind = config.accelerator.name + ("" if config.provisioning == "on-demand" else f"-{config.provisioning}")
         self.policy = policy if policy is not None else ZonePolicy(clock)
         self._bucket = bucket if bucket is not None else TokenBucket(clock)
-        self._clock, self._sleep, self._owner = clock, sleep, owner
-        self._creations = Creations(api, self.policy, self.kind)
+        self._clock, self._sleep, self._owner, self._at_once = clock, sleep, owner, at_once
+        self._labels = owner_labels(config, owner)
+        self._creations = Creations(api, self.policy, self.kind, clock)
+        self._sight = Sight(api, config.name, self.zones)
         self._stopwatch = Stopwatch(clock, config.valid_until_seconds)
 
     @classmethod
@@ -131,10 +133,7 @@ class TPUProvider:
             except TPUError as error:
                 return error
 
-        if len(names) == 1:
-            return [create(names[0])]
-        with ThreadPoolExecutor(_TOGETHER, thread_name_prefix="create-slices") as pool:
-            return list(pool.map(create, names))
+        return self._together(create, names)
 
     def delete_slice(self, name: str, zone: str | None = None) -> bool:
         """Ask for a slice's end, in `zone` or wherever it is. Does not wait. False: there is no such slice. Raises TPUError."""
@@ -147,30 +146,58 @@ class TPUProvider:
         """Ask for the end of a slice as it was listed. Does not wait. Raises TPUError."""
         self._gone(self.api.delete_queued_resource if item.queued is not None else self.api.delete_node, item.zone, item.name)
 
-    def list_slices(self, labels: Mapping[str, str] | None = None) -> list[ClusterSlice]:
-        """The cluster's slices that carry `labels`, in every state. Complete over all zones, or a TPUError."""
-        wanted = {OWNER_LABEL: self.config.name, **(labels or {})}
-        place = self.zones[0] if len(self.zones) == 1 else ALL_ZONES
-        queued = self.api.list_queued_resources(place, self.zones)  # first: see lifecycle
-        found = merge(queued, self.api.list_nodes(place, self.zones))
-        return [item for item in found if item.zone in self.zones and wanted.items() <= item.labels.items()]
+    def delete_all(self, items: Sequence[ClusterSlice]) -> list[TPUError]:
+        """`delete` for several slices at once; what went wrong."""
 
-    def sweep(self) -> list[ClusterSlice]:
-        """`list_slices`, and what follows from it: late refusals are learned, what is left of lost slices is deleted, and of slices with
-        the same name in several zones all but one. Raises TPUError when the listing fails; a deletion that fails is logged and comes again.
-        """
-        asked = self._creations.under_way()  # before the listing, which may lack what is asked for meanwhile
-        slices = self._stopwatch.judge(self.list_slices())
-        failed = self._creations.learn(asked, slices)
-        doomed = [item for item in slices if self._is_leftover(item) or (item.zone, item.name) in failed]
-        doomed += _surplus([item for item in slices if item not in doomed])
-        for item in doomed:
-            log.warning("deleting %s in %s, which is %s", item.name, item.zone, item.state)
+        def delete(item: ClusterSlice) -> TPUError | None:
             try:
                 self.delete(item)
             except TPUError as error:
+                return error
+            return None
+
+        return [error for error in self._together(delete, items) if error is not None]
+
+    def list_slices(self, labels: Mapping[str, str] | None = None) -> list[ClusterSlice]:
+        """The cluster's slices that carry `labels`, in every state. Complete over all zones, or a TPUError."""
+        found = self._sight.look().complete()
+        return [item for item in found if not labels or labels.items() <= item.labels.items()]
+
+    def look(self) -> View:
+        """The cluster's slices as far as its zones answer. Raises TPUError."""
+        return self._sight.look()
+
+    def unseen(self) -> set[str]:
+        """The slices that were asked for in zones which do not answer, so that they may be there without being listed."""
+        hidden = self._sight.hidden
+        return {name for zone, name in self._creations.under_way() if zone in hidden}
+
+    def sweep(self) -> list[ClusterSlice]:
+        """All slices, and what follows from it: late refusals are learned; deleted is what is left of lost slices, of slices with the same
+        name in several zones all but one, and what waits too long in a zone while another is open.
+
+        A zone that does not answer keeps the slices it was last seen with. Raises TPUError when the listing fails, or lacks a zone that was
+        never seen; a deletion that fails is logged and comes again.
+        """
+        asked = self._creations.under_way()  # before the listing, which may lack what is asked for meanwhile
+        view = self._sight.look()
+        unseen = self._sight.remembered(view.hidden)
+        slices = self._stopwatch.judge(view.slices, view.hidden)
+        failed = self._creations.learn({key: made for key, made in asked.items() if key[0] not in view.hidden}, slices)
+        doomed = [item for item in slices if self._is_leftover(item) or (item.zone, item.name) in failed]
+        doomed += _surplus([item for item in slices if item not in doomed])
+        moved = [item for item in slices if item not in doomed and self._waits_in_vain(item, view.hidden)]
+        gone = {id(item) for item in doomed}
+        for item in [*doomed, *moved]:
+            log.warning("deleting %s in %s, which is %s", item.name, item.zone, item.state)
+            try:
+                self.delete(item)
+                gone.add(id(item))
+            except TPUError as error:
                 log.warning("left for the next time: %s", error)
-        return [item if item not in doomed else dataclasses.replace(item, given_up=True) for item in slices]
+        swept = [dataclasses.replace(item, given_up=True) if id(item) in gone else item for item in slices] + unseen
+        self._sight.remember(swept)
+        return swept
 
     def start(
         self,
@@ -199,29 +226,24 @@ class TPUProvider:
         except BaseException:  # an interrupt as well: whatever ends the wait must not leave slices that bill
             bringup.undo()
             raise
-        return self.get_status()
+        return self._status(bringup.slices)  # not one more look, which could fail and leave slices that nobody has been told of
 
     def stop(self, *, timeout: float = 600.0, poll: float = 1.0) -> int:
         """Delete all slices of the cluster and wait until they are gone. Returns how many there were.
 
         `timeout`: seconds. Raises DeadlineExceededError, naming what is left, and other TPUErrors.
         """
-        deadline = self._clock() + timeout
-        asked: set[tuple[str, str]] = set()
-        while left := self._stopwatch.judge(self.list_slices()):
-            for item in left:
-                if item.step.unwanted is Action.DELETE or item.given_up:
-                    self.delete(item)
-                asked.add((item.zone, item.name))
-            if self._clock() > deadline:
-                names = ", ".join(f"{item.name} in {item.zone} ({item.state})" for item in left)
-                raise DeadlineExceededError(f"still there: {names}", resource=f"slices of {self.config.name}")
+        begun = self._clock()
+        teardown = Teardown(self, self._stopwatch)
+        while not teardown.step(late=self._clock() > begun + timeout / 2):
+            if self._clock() > begun + timeout:
+                raise DeadlineExceededError(f"still there: {teardown.left()}", resource=f"slices of {self.config.name}")
             self._sleep(poll)
-        return len(asked)
+        return len(teardown.found)
 
     def get_status(self) -> TPUStatus:
         """What is there now. Raises TPUError."""
-        return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in self.list_slices()), self.config.slices)
+        return self._status(self.list_slices())
 
     def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         """The labels of a slice: the user's, `labels`, and those by which we know it."""
@@ -229,13 +251,14 @@ class TPUProvider:
 
     def owner_labels(self) -> dict[str, str]:
         """The labels by which every slice of this cluster is known."""
-        return owner_labels(self.config, self._owner)
+        return self._labels
 
     def refusal(self, name: str) -> TPUError:
         """Why no zone can be asked for `name` now, with what every zone has said and when it is tried again."""
         last = self.policy.last_refusal(self.kind, self.zones)
         if last is None:
-            return TransientError("no zone was open a moment ago", resource=name)
+            hidden = ", ".join(sorted(self._sight.hidden))
+            return TransientError(f"{hidden} does not answer" if hidden else "no zone was open a moment ago", resource=name)
         next_step = "; ".join([*self.policy.describe(self.kind, self.zones), last.next_step])
         return type(last)(last.words, resource=name, zone=last.zone, code=last.code, next_step=next_step)
 
@@ -248,8 +271,11 @@ class TPUProvider:
             words = f"it exists as {item.accelerator_type}, not {self.config.accelerator.name}"
             raise AlreadyExistsError(words, resource=item.name, zone=item.zone, next_step="stop the cluster first, or choose another name")
 
+    def _status(self, slices: Iterable[ClusterSlice]) -> TPUStatus:
+        return TPUStatus(self.config.name, tuple(slice_status(item, self._clock()) for item in slices), self.config.slices)
+
     def _create(self, name: str, labels: Mapping[str, str], metadata: Mapping[str, str], zone: str | None) -> CreatedSlice:
-        for candidate in [zone] if zone is not None else self.policy.open(self.kind, self.zones):
+        for candidate in [zone] if zone is not None else self.policy.open(self.kind, self._answering(self._sight.hidden)):
             try:
                 return self._ask(candidate, name, labels, metadata)
             except REFUSALS as error:
@@ -297,19 +323,41 @@ class TPUProvider:
     def _is_leftover(self, item: ClusterSlice) -> bool:
         return item.life is Life.LOST or (item.life is Life.DELETING and item.given_up)
 
+    def _answering(self, hidden: Collection[str]) -> list[str]:
+        return [zone for zone in self.zones if zone not in hidden]
+
+    def _waits_in_vain(self, item: ClusterSlice, hidden: Collection[str]) -> bool:
+        """Whether it waits for capacity in one zone although there may be some in another one. It is asked for there when it is gone here:
+        there are never two of one slice.
+        """
+        if not item.waits_for_capacity or self._clock() - item.created <= self.config.zone_patience_seconds:
+            return False
+        if not self.policy.better_than(self.kind, item.zone, self._answering(hidden)):
+            return False
+        self.policy.waited(self.kind, item.zone)
+        return True
+
+    def _together(self, function: Callable[[S], R], items: Sequence[S]) -> list[R]:
+        if len(items) <= 1 or self._at_once == 1:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(self._at_once, thread_name_prefix="slices") as pool:
+            return list(pool.map(function, items))
+
     def _gone(self, delete: Callable[[str, str], str], zone: str, name: str) -> bool:
         """Whether there was something to delete."""
+        found = True
         try:
             delete(zone, name)
         except NotFoundError:
-            return False
-        return True
+            found = False
+        self._creations.end((zone, name))  # its end is our doing, and tells nothing about the zone
+        return found
 
 
 def _surplus(slices: Sequence[ClusterSlice]) -> list[ClusterSlice]:
     """Of slices with the same name all but the best: an answer that was lost can lead to a second one in another zone."""
-    surplus: list[ClusterSlice] = []
-    for name in {item.name for item in slices}:
-        alike = [item for item in slices if item.name == name and item.life is not Life.DELETING]
-        surplus += best_first(alike)[1:]
-    return surplus
+    alike: dict[str, list[ClusterSlice]] = {}
+    for item in slices:
+        if item.life is not Life.DELETING:
+            alike.setdefault(item.name, []).append(item)
+    return [item for same in alike.values() for item in best_first(same)[1:]]

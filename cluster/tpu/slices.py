@@ -1,12 +1,22 @@
 """A slice as we see it: its node and its queued resource put together, and how long it has been as it is."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.tpu import catalog
 from cluster.tpu.errors import DeadlineExceededError, PreemptedError, StockoutError, TPUError, UnknownError
-from cluster.tpu.lifecycle import DELETING_LIMIT_S, INTERRUPTED_LIMIT_S, Life, Step, provisioning_limit, step
+from cluster.tpu.lifecycle import (
+    ACCEPTING_LIMIT_S,
+    DELETING_LIMIT_S,
+    INTERRUPTED_LIMIT_S,
+    WAITS_FOR_CAPACITY,
+    Life,
+    Step,
+    provisioning_limit,
+    step,
+)
 from cluster.tpu.messages import QueuedResource, Slice
 
 OWNER_LABEL = "podlaunch-cluster"
@@ -14,7 +24,6 @@ CREATOR_LABEL = "podlaunch-owner"
 """Which state directory (one user on one machine) made it: only that one can tell whether a cluster lives."""
 VERSION_LABEL = "podlaunch-version"
 TYPE_LABEL = "podlaunch-type"
-RUN_LABEL = "podlaunch-run"
 ROLE_LABEL = "podlaunch-role"
 """What a resource other than a slice is to its cluster."""
 HEAD_ROLE, SECRET_ROLE = "head", "secret"
@@ -34,7 +43,7 @@ class ClusterSlice:
     given_up: bool = False
     """It has been in its state for longer than that can take, or there is one too many of it."""
 
-    @property
+    @functools.cached_property
     def step(self) -> Step:
         now = step(self.node.state if self.node else None, self.queued.state if self.queued else None)
         return step("STOPPED", None) if self.given_up and now.life not in (Life.DELETING, Life.GONE) else now
@@ -50,9 +59,13 @@ class ClusterSlice:
             return self.queued.state if self.queued is not None else "NOT_FOUND"
         return self.node.state
 
-    @property
+    @functools.cached_property
     def labels(self) -> Mapping[str, str]:
         return {**(self.queued.labels if self.queued else {}), **(self.node.labels if self.node else {})}
+
+    @property
+    def waits_for_capacity(self) -> bool:
+        return self.node is None and self.queued is not None and self.queued.state in WAITS_FOR_CAPACITY
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -118,10 +131,10 @@ class Stopwatch:
         self._clock, self._valid_for = clock, valid_for_s
         self._since: dict[tuple[str, str], tuple[object, float]] = {}
 
-    def judge(self, slices: Iterable[ClusterSlice]) -> list[ClusterSlice]:
-        """The same slices with `given_up` set. Takes a whole listing: what is not in it is forgotten."""
+    def judge(self, slices: Iterable[ClusterSlice], hidden: Collection[str] = ()) -> list[ClusterSlice]:
+        """The same slices with `given_up` set. Takes a whole listing: what is not in it is forgotten, except in the zones `hidden`."""
         now = self._clock()
-        before, self._since = self._since, {}
+        before, self._since = self._since, {key: value for key, value in self._since.items() if key[0] in hidden}
         judged = []
         for item in slices:
             key = (item.zone, item.name)
@@ -142,5 +155,7 @@ class Stopwatch:
         if item.queued is None:
             kind = catalog.by_name().get(item.accelerator_type)
             return provisioning_limit(kind.hosts if kind is not None else 1)
+        if item.node is None and item.queued.state == "CREATING":
+            return ACCEPTING_LIMIT_S
         granted = item.node is not None or item.queued.state == "PROVISIONING"
         return _PROVISIONING_LIMIT_S if granted else self._valid_for + _QUEUE_GRACE_S

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from cluster.durations import short_duration
 from cluster.tpu.errors import (
+    REFUSALS,
     NotInZoneError,
     PreemptedError,
     QuotaError,
@@ -21,6 +22,10 @@ from cluster.tpu.errors import (
 
 CREATES_PER_MINUTE = 60.0
 """Below the request quota that a large project has seen (91 CreateNode a minute in the whole project), so that others have some left."""
+
+
+WAITED_S = 3600.0
+"""A zone in whose queue nothing came within the patience is asked last for so long: a round through all zones takes at least this."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class ZonePolicy:
         self._clock, self._jitter = clock, jitter
         self._lock = threading.Lock()
         self._blocks: dict[tuple[str, str], _Block] = {}
+        self._waited: dict[tuple[str, str], float] = {}
 
     def refused(self, kind: str, zone: str, error: TPUError) -> None:
         """`zone` has refused a slice of `kind`, at once or later."""
@@ -83,14 +89,31 @@ class ZonePolicy:
     def served(self, kind: str, zone: str) -> None:
         """`zone` has made a slice of `kind`: earlier refusals count no more."""
         with self._lock:
+            self._waited.pop((kind, zone), None)
             for place in (zone, _region(zone)):
                 self._blocks.pop((kind, place), None)
 
+    def waited(self, kind: str, zone: str) -> None:
+        """Nothing came in the queue of `zone` for as long as we wait there while others are open. That is no refusal: it is asked last."""
+        with self._lock:
+            self._waited[kind, zone] = self._clock()
+
     def open(self, kind: str, zones: Sequence[str]) -> list[str]:
-        """Those of `zones` that may be asked now, in their order."""
+        """Those of `zones` that may be asked now, in their order, those that we have `waited` for in vain behind the others."""
         with self._lock:
             now = self._clock()
-            return [zone for zone in zones if not any(_holds(block, now) for block in self._of(kind, zone))]
+            found = [zone for zone in zones if not any(_holds(block, now) for block in self._of(kind, zone))]
+            return sorted(found, key=lambda zone: self._waited_at(kind, zone, now) or 0.0)
+
+    def better_than(self, kind: str, zone: str, zones: Sequence[str]) -> list[str]:
+        """Those of `zones` that may be asked now instead of going on to wait in `zone`.
+
+        Within WAITED_S we have neither waited there nor been refused: else every refusal would cost the place in the queue of `zone`.
+        """
+        with self._lock:
+            now = self._clock()
+            others = [other for other in zones if other != zone and self._waited_at(kind, other, now) is None]
+            return [other for other in others if not any(_tells_against(block, now) for block in self._of(kind, other))]
 
     def last_refusal(self, kind: str, zones: Sequence[str]) -> TPUError | None:
         """Why none of `zones` may be asked now: the refusal that ends first, since that is the one to wait for."""
@@ -105,7 +128,14 @@ class ZonePolicy:
             now = self._clock()
             places = dict.fromkeys(place for zone in zones for place in (zone, _region(zone)))
             held = [(place, block) for place in places if (block := self._blocks.get((kind, place))) and _holds(block, now)]
-        return [f"{block.rule.word} in {place}, {_next_try(block, now)}" for place, block in held]
+            since = {zone: self._waited_at(kind, zone, now) for zone in zones}
+        lines = [f"{block.rule.word} in {place}, {_next_try(block, now)}" for place, block in held]
+        waited = [(zone, at + WAITED_S - now) for zone, at in since.items() if at is not None]
+        return [*lines, *(f"waited in vain in {zone}, asked after the other zones for {short_duration(left)}" for zone, left in waited)]
+
+    def _waited_at(self, kind: str, zone: str, now: float) -> float | None:
+        at = self._waited.get((kind, zone))
+        return at if at is not None and now - at < WAITED_S else None
 
     def _of(self, kind: str, zone: str) -> Iterator[_Block]:
         for place in (zone, _region(zone)):
@@ -169,6 +199,11 @@ def _region(zone: str) -> str:
 
 def _holds(block: _Block, now: float) -> bool:
     return block.until is None or now < block.until
+
+
+def _tells_against(block: _Block, now: float) -> bool:
+    """Whether it is a reason not to leave another zone's queue."""
+    return _holds(block, now) or (isinstance(block.error, REFUSALS) and block.until is not None and now < block.until + WAITED_S)
 
 
 def _next_try(block: _Block, now: float) -> str:

@@ -3,7 +3,7 @@
 import signal
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from google.cloud import tpu_v2
 
 from cluster.emulator.clock import ManualClock
 from cluster.emulator.cloud import Cloud
+from cluster.emulator.daemon import purge
 from cluster.emulator.embedded import Embedded, embedded_emulator
 from cluster.emulator.faults import TPU_PRESETS, Effect, Fault, Faults
 from cluster.emulator.hosts import NoHosts
@@ -237,6 +238,128 @@ def test_next_daemon_does_what_the_last_one_announced(tmp_path: Path, act: str, 
     second.clock.advance(seconds)
     assert state(second) == end
     store.close()
+
+
+class Restarts:
+    """A cloud whose daemon can be killed at any time; time goes on meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.now, self.hosts = folder, 1_000_000.0, RecordedHosts()
+        self.store: Store | None = None
+        self.cloud = self.begin()
+
+    def begin(self) -> Cloud:
+        if self.store is not None:
+            self.now = self.cloud.clock.now()
+            self.store.close()  # what a SIGKILL leaves: nothing is written at the end
+        self.store = Store(self.folder / "cloud.sqlite3")
+        self.cloud = Cloud(self.store, self.hosts, ManualClock(self.now), state_dir=self.folder, profile=Profile(notice=30.0))
+        self.cloud.resume()
+        return self.cloud
+
+
+@pytest.fixture
+def restarts(tmp_path: Path) -> Iterator[Restarts]:
+    made = Restarts(tmp_path)
+    yield made
+    assert made.store is not None
+    made.store.close()
+
+
+def test_rules_outlive_the_daemon_with_what_is_left_of_them(restarts: Restarts) -> None:
+    first = restarts.cloud.faults.add(Fault(Effect.ERROR, "Get*", count=3))
+    gone = restarts.cloud.faults.add(Fault(Effect.ERROR))
+    assert restarts.cloud.faults.strike("GetNode", PATH, frozenset({Effect.ERROR})) != []
+    restarts.cloud.faults.remove(gone)
+    faults = restarts.begin().faults
+    assert faults.rules() == {first: Fault(Effect.ERROR, "Get*", count=2)}
+    assert faults.add(Fault(Effect.DROP)) not in (first, gone), "a number never means another rule"
+    faults.clear()
+    assert restarts.begin().faults.rules() == {}
+
+
+def test_chances_go_on_where_the_daemon_ended(restarts: Restarts) -> None:
+    def struck(faults: Faults, times: int) -> list[bool]:
+        return [bool(faults.strike("GetNode", PATH, frozenset({Effect.ERROR}))) for _ in range(times)]
+
+    rule = Fault(Effect.ERROR, probability=0.5, seed=3)
+    whole = Faults()
+    whole.add(rule)
+    restarts.cloud.faults.add(rule)
+    in_parts = [*struck(restarts.cloud.faults, 7), *struck(restarts.begin().faults, 13), *struck(restarts.begin().faults, 20)]
+    assert in_parts == struck(whole, 40)
+
+
+@pytest.mark.parametrize(("effect", "after"), [(Effect.HANG, ("CREATING", False)), (Effect.OPERATION_ERROR, (None, True))])
+def test_what_has_struck_an_operation_outlives_the_daemon(restarts: Restarts, effect: Effect, after: tuple[str | None, bool]) -> None:
+    restarts.cloud.faults.add(Fault(effect, "CreateNode", code=8, words="no"))
+    body = tpu_v2.Node.pb()(accelerator_type="v4-16", runtime_version="tpu-ubuntu2204-base")
+    operation = restarts.cloud.create_node(PARENT, "n", body)
+    restarts.cloud.faults.clear()
+    cloud = restarts.begin()
+    cloud.clock.advance(100.0)
+    there = state(cloud) if cloud.list_nodes(PARENT)[0] else None
+    assert (there, cloud.get_operation(operation.name).done) == after
+    assert cloud.get_operation(operation.name).error.code == (8 if there is None else 0)
+
+
+def test_deletion_that_hangs_goes_on_hanging_until_it_is_asked_for_again(restarts: Restarts) -> None:
+    create(restarts.cloud)
+    restarts.cloud.faults.add(Fault(Effect.HANG, "DeleteNode", count=1))
+    restarts.cloud.delete_node(PATH)
+    cloud = restarts.begin()
+    cloud.clock.advance(100.0)
+    assert state(cloud) == "DELETING"
+    cloud.delete_node(PATH)
+    cloud.clock.advance(0)
+    assert cloud.list_nodes(PARENT) == ([], "")
+
+
+@pytest.mark.parametrize(("effect", "later"), [(Effect.HANG, {0}), (Effect.LATENCY, {0, 1})])
+def test_host_that_is_held_boots_when_it_is_due_although_the_daemon_is_another(restarts: Restarts, effect: Effect, later: set[int]) -> None:
+    restarts.cloud.faults.add(Fault(effect, "BootHost", resource="*/hosts/1", seconds=20.0))
+    create(restarts.cloud)
+    restarts.cloud.clock.advance(10.0)
+    cloud = restarts.begin()
+    cloud.clock.advance(9.0)
+    assert restarts.hosts.running == {0}
+    cloud.clock.advance(1.0)
+    assert restarts.hosts.running == later
+
+
+def test_limits_outlive_the_daemon_and_end_with_the_cloud(restarts: Restarts) -> None:
+    restarts.cloud.set_capacity(ZONE, "v4-16", 0)
+    restarts.cloud.set_quota("us-east5", "v4", 0)
+    restarts.cloud.set_reachable("us-east5-a", False)
+    restarts.cloud.faults.add(Fault(Effect.ERROR, "GetNode"))
+    body = tpu_v2.Node.pb()(accelerator_type="v4-16", runtime_version="tpu-ubuntu2204-base")
+
+    def refusals(cloud: Cloud) -> list[bool]:
+        wanted = [cloud.claim(ZONE, body)]
+        checks = (lambda: cloud.check_quota([cloud.claim("us-east5-b", body)]), lambda: cloud.check_reachable("us-east5-a"))
+        return [not cloud.fits(wanted), *map(refuses, checks), bool(cloud.faults.rules())]
+
+    assert refusals(restarts.cloud) == refusals(restarts.begin()) == [True] * 4
+    purge(restarts.folder)
+    assert refusals(restarts.begin()) == [False] * 4
+
+
+def refuses(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except Refusal:
+        return True
+    return False
+
+
+def test_zone_above_its_limit_is_full_only_for_whom_the_limit_concerns(cloud: Cloud) -> None:
+    create(cloud)
+    cloud.set_capacity(ZONE, "v4-16", 0)
+    kinds = {"v4-16": "tpu-ubuntu2204-base", "v4-8": "tpu-ubuntu2204-base"}
+    bodies = {name: tpu_v2.Node.pb()(accelerator_type=name, runtime_version=version) for name, version in kinds.items()}
+    assert not cloud.fits([cloud.claim(ZONE, bodies["v4-16"])])
+    assert cloud.fits([cloud.claim(ZONE, bodies["v4-8"])])
+    assert cloud.fits([cloud.claim("us-east5-a", bodies["v4-16"])])
 
 
 def test_host_that_dies_hangs_or_wakes_leaves_the_node_ready(cloud: Cloud, hosts: RecordedHosts) -> None:

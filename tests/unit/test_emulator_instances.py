@@ -228,3 +228,31 @@ def test_filter_tells_what_is_meant(text: str, expected: bool) -> None:
 def test_filter_that_is_not_understood_is_refused(text: str) -> None:
     with pytest.raises(Refusal, match="Invalid list filter expression"):
         parse(text)
+
+
+@pytest.mark.parametrize(("method", "state"), [("instances.insert", "PROVISIONING"), ("instances.delete", "STOPPING")])
+def test_operation_that_hangs_goes_on_hanging_although_the_daemon_is_another(tmp_path: Path, method: str, state: str) -> None:
+    first = World(tmp_path / "cloud.sqlite3")
+    first.cloud.faults.add(Fault(Effect.HANG, method))
+    began = first.insert()
+    first.clock.advance(20.0)
+    if method == "instances.delete":
+        began = operation(first.instances.delete(PATH))
+    first.cloud.faults.clear()
+    first.store.close()
+    second = World(tmp_path / "cloud.sqlite3")
+    second.clock.advance(1000.0)
+    assert (second.status(), second.done(began)) == (state, False)
+
+
+def test_instance_that_is_held_boots_when_it_is_due_although_the_daemon_is_another(tmp_path: Path) -> None:
+    first = World(tmp_path / "cloud.sqlite3")
+    first.cloud.faults.add(Fault(Effect.LATENCY, "BootHost", seconds=100.0))
+    first.insert()
+    first.clock.advance(10.0)
+    first.store.close()
+    second = World(tmp_path / "cloud.sqlite3")  # its clock begins where the first one's did: 10 s before that one was held
+    second.clock.advance(109.0)
+    assert (second.status(), second.hosts.running) == ("RUNNING", set())
+    second.clock.advance(1.0)
+    assert len(second.hosts.running) == 1

@@ -17,7 +17,9 @@ from cluster.node_names import slice_id
 from cluster.node_provider import SliceNodeProvider
 from cluster.secret_place import SecretPlace
 from cluster.state import clusters_dir
+from cluster.tpu.api import TpuApi
 from cluster.tpu.errors import StockoutError, TPUError
+from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import read_refusals
 from cluster.vm.bundle import Bundle
 from cluster.vm.metadata import HOST_ATTRIBUTE
@@ -39,11 +41,11 @@ def provider(emulator: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return make_provider(emulator)
 
 
-def make_provider(emulator: Embedded) -> SliceNodeProvider:
+def make_provider(emulator: Embedded, slices: TPUProvider | None = None) -> SliceNodeProvider:
     config = dataclasses.replace(CONFIG, endpoint=emulator.endpoint)
     settings = host_settings(config, "127.0.0.9:1", SecretPlace(secret="token-of-mine", project="p"))
     written = yaml.safe_load(yaml.safe_dump(autoscaler_config(config, settings, Bundle("bundle-hash"), "0123456789ab")))
-    return SliceNodeProvider(written["provider"], config.name)
+    return SliceNodeProvider(written["provider"], config.name, slices)
 
 
 def test_one_autoscaler_instance_is_one_slice_of_several_hosts(provider: SliceNodeProvider) -> None:
@@ -123,13 +125,11 @@ def test_a_terminated_slice_is_gone_from_the_listing_and_the_head_is_never_termi
 
 
 def test_a_listing_that_fails_raises_instead_of_being_short(emulator: Embedded, provider: SliceNodeProvider) -> None:
-    from cluster.tpu.api import TpuApi
-
     provider.create_node({}, TAGS, 1)
-    dead = TpuApi("127.0.0.1:1", "podlaunch-emulated", patience=0.1)
-    provider._slices.api = dead
+    assert len(provider.non_terminated_nodes({})) == 2
+    dead = make_provider(emulator, TPUProvider(CONFIG, TpuApi("127.0.0.1:1", "podlaunch-emulated", patience=0.1)))
     with pytest.raises(TPUError):
-        provider.non_terminated_nodes({})
+        dead.non_terminated_nodes({})
 
 
 def test_nodes_carry_the_startup_script_and_name_the_token_without_holding_it(provider: SliceNodeProvider, emulator: Embedded) -> None:

@@ -12,7 +12,7 @@ from cluster.tpu.errors import (
     TransientError,
     UnknownError,
 )
-from cluster.tpu.zones import TokenBucket, ZonePolicy
+from cluster.tpu.zones import WAITED_S, TokenBucket, ZonePolicy
 
 KIND = "v6e-8-spot"
 A, B, C = "us-east5-a", "us-east5-b", "europe-west4-a"
@@ -145,3 +145,31 @@ def test_bucket_gives_a_burst_and_then_the_rate(clock: Clock) -> None:
     clock.now += 1e6
     bucket.drain()
     assert not bucket.take()
+
+
+def test_a_zone_waited_in_for_nothing_is_asked_last_for_an_hour(policy: ZonePolicy, clock: Clock) -> None:
+    policy.waited(KIND, A)
+    assert policy.open(KIND, [A, B, C]) == [B, C, A]
+    clock.now += 600
+    policy.waited(KIND, B)
+    assert policy.open(KIND, [A, B, C]) == [C, A, B]
+    assert policy.describe(KIND, [A]) == [f"waited in vain in {A}, asked after the other zones for 50 min"]
+    clock.now += WAITED_S - 600
+    assert policy.open(KIND, [A, B, C]) == [A, C, B]
+    policy.served(KIND, B)
+    assert policy.open(KIND, [A, B, C]) == [A, B, C]
+
+
+def test_a_queue_is_left_only_for_a_zone_that_has_not_refused_lately(policy: ZonePolicy, clock: Clock) -> None:
+    assert policy.better_than(KIND, A, [A, B, C]) == [B, C]
+    policy.waited(KIND, B)
+    policy.refused(KIND, C, StockoutError("full", resource="x", zone=C))
+    assert policy.better_than(KIND, A, [A, B, C]) == []
+    clock.now += WAITED_S
+    assert policy.better_than(KIND, A, [A, B, C]) == [B]
+    clock.now += 30
+    assert policy.better_than(KIND, A, [A, B, C]) == [B, C]
+    policy.refused(KIND, B, TransientError("stumbled", resource="x", zone=B))
+    assert policy.better_than(KIND, A, [A, B, C]) == [C]
+    clock.now += 15
+    assert policy.better_than(KIND, A, [A, B, C]) == [B, C], "a service that stumbles says nothing about the zone"
