@@ -58,7 +58,7 @@ def autoscaler_config(config: ClusterConfig, settings: HostSettings, bundle: Bun
     idle = config.idle_minutes if config.idle_minutes is not None else NEVER_IDLE_MINUTES
     return {
         "cluster_name": config.name,
-        "max_workers": config.effective_max_slices,
+        "max_workers": most,
         "idle_timeout_minutes": idle,
         "upscaling_speed": float(most),  # times what runs already: all that a run wants at once, since it cannot begin with less
         "provider": {

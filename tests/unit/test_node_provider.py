@@ -176,13 +176,14 @@ def test_the_autoscalers_file_has_every_key_that_ray_dies_without() -> None:
     assert config["available_node_types"]["v4-16"]["max_workers"] == 4
 
 
-def test_a_creation_that_no_zone_refused_but_failed_is_told_until_one_succeeds(provider: SliceNodeProvider, emulator: Embedded) -> None:
+def test_a_creation_that_no_zone_refused_but_failed_is_told_until_nobody_wants_it(provider: SliceNodeProvider, emulator: Embedded) -> None:
     (clusters_dir() / "mine").mkdir()
-    emulator.cloud.faults.add(dataclasses.replace(PRESETS["permission"], method="Create*", count=1))
-    with pytest.raises(TPUError, match="permission denied"):
-        provider.create_node({}, TAGS, 1)
+    emulator.cloud.faults.add(dataclasses.replace(PRESETS["permission"], method="Create*"))
+    provider.create_node({}, TAGS, 1)
     (line,) = read_refusals("mine")[1]
     assert "permission denied" in line
     assert "grant roles/tpu.admin" in line
-    provider.create_node({}, {**TAGS, TAG_RAY_LAUNCH_REQUEST: "request-2"}, 1)
+    (name,) = provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"})
+    provider.terminate_node(name)
+    assert provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"}) == []
     assert read_refusals("mine")[1] == []

@@ -11,7 +11,7 @@ import pytest
 from google.api_core.exceptions import Forbidden
 
 from cluster import processes
-from cluster.cloud_errors import DeadlineExceededError, NotFoundError, PermissionDeniedError
+from cluster.cloud_errors import CredentialsError, DeadlineExceededError, NotFoundError, PermissionDeniedError
 from cluster.emulator.storage import Storage, storage_binary, storage_marker
 from cluster.state import private_dir
 from cluster.storage import Bucket
@@ -113,7 +113,7 @@ def test_missing_bucket_is_named_with_the_way_out(storage: Storage, tmp_path: Pa
 
 def test_no_credentials_and_no_permission_say_what_to_grant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "missing.json"))
-    with pytest.raises(PermissionDeniedError, match="gcloud auth application-default login"):
+    with pytest.raises(CredentialsError, match="gcloud auth application-default login"):
         Bucket("my-bucket", None, "my-project").exists("x")
 
     class Denied:
