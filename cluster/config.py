@@ -400,6 +400,10 @@ class ClusterConfig(TPUConfig):
         """Every type of slice, the cluster's own first."""
         return [self.of_type(name) for name in (None, *self.node_types)]
 
+    def type_like(self, accelerator_type: str) -> "ClusterConfig":
+        """Its type of slices with that accelerator type; its own where it has none."""
+        return next((kind for kind in self.types if kind.accelerator.name == accelerator_type), self.of_type(None))
+
     @property
     def kind(self) -> str:
         """The type of its own slices, for example `v4-16` or `v6e-8-spot`."""

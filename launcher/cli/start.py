@@ -11,6 +11,7 @@ import typer
 from cluster import bare as bare_slices
 from cluster import clusters, local
 from cluster.autoscaler import host_settings
+from cluster.clusters import Cluster
 from cluster.config import ClusterConfig
 from cluster.durations import parse_duration
 from cluster.errors import ConfigError
@@ -23,6 +24,7 @@ from cluster.tpu.requests import plan, slice_names
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.bundle import Bundle, bundle_hash
 from cluster.vm.metadata import HOST_ATTRIBUTE
+from launcher.cli.coming import wait_for_slices
 from launcher.cli.options import CONSOLE, ERRORS, confirm
 from launcher.compose import compose_cluster
 from launcher.config import read_yaml
@@ -41,6 +43,7 @@ def start(
     timeout: Annotated[
         str | None, typer.Option(metavar="TIME", help="With --bare: give up after this long, such as 30m, and delete what was made.")
     ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when the head is up, without waiting for --slices.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the exact API requests, secrets redacted, and send none.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -66,6 +69,16 @@ def start(
         return
     cluster = clusters.up(settings, lambda text: ERRORS.print(text, highlight=False))
     CONSOLE.print(f"cluster {cluster.name!r} is up; dashboard {cluster.head.show_url()}", highlight=False, soft_wrap=True)
+    if settings.min_slices and not detach:
+        _wait(cluster, settings.min_slices)
+
+
+def _wait(cluster: Cluster, slices: int) -> None:
+    try:
+        wait_for_slices(cluster, slices, lambda text: ERRORS.print(text, highlight=False, soft_wrap=True, markup=False))
+    except KeyboardInterrupt:
+        ERRORS.print(f"the cluster stays up and its slices go on coming; end it with `tpu stop {cluster.name}`", highlight=False)
+        raise
 
 
 def _settings(overrides: list[str], config: Path | None) -> ClusterConfig:

@@ -105,7 +105,8 @@ def _describe_elsewhere(cluster: Cluster) -> dict[str, Any]:
 
 def _add_slices(row: dict[str, Any], cluster: Cluster, joined: list[str] | None) -> None:
     for one in cluster.provider().get_status().slices:
-        row["slices"].append(_slice_row(one, cluster.config, None if joined is None else joined.count(one.name)))
+        kind = cluster.config.type_like(one.accelerator_type)
+        row["slices"].append(_slice_row(one, kind, None if joined is None else joined.count(one.name)))
 
 
 def _refusals(cluster: Cluster) -> Iterator[str]:

@@ -103,7 +103,7 @@ def test_a_run_on_a_head_vm_that_is_lost_and_made_again(alone: Home, tmp_path: P
 
 
 def test_a_cluster_of_this_machine_ends_itself_and_leaves_nothing(alone: Home) -> None:
-    assert alone.tpu("start", "--slices", "1", "--autostop", "12s").returncode == 0
+    assert alone.tpu("start", "--slices", "1", "--detach", "--autostop", "12s").returncode == 0
     eventually(lambda: alone.processes() == [], "nothing of it runs any more", limit=120)
     (row,) = rows(alone)
     assert str(row["ended"]).startswith("stopped by autostop")

@@ -23,9 +23,9 @@ def grown() -> Iterator[Home]:
     base = Path(tempfile.mkdtemp(prefix="podlaunch-test-"))
     (base / "work").mkdir()
     home = Home(base / "work", base / "state")
-    started = home.tpu("start", "--slices", "1", "local", f"host_grace={GRACE_S}s", "boot_grace=90s")
+    started = home.tpu("start", "--slices", "1", "local", f"host_grace={GRACE_S}s", "boot_grace=90s", limit=240)
     assert started.returncode == 0, started.stderr
-    eventually(lambda: len(ready(home)) == 1, "both hosts joined", limit=120)
+    assert len(ready(home)) == 1
     yield home
     home.tpu("stop", "-y", limit=120)
     for process in home.processes():

@@ -323,7 +323,7 @@ def test_cluster_shows_what_its_autoscaler_was_refused_until_it_gets_its_slice(h
 
     assert home.tpu("emulator", "start").returncode == 0
     assert home.tpu("emulator", "fault", "permission", "--method", "Create*").returncode == 0
-    started = home.tpu("start", "--slices", "1")
+    started = home.tpu("start", "--slices", "1", "--detach")
     assert started.returncode == 0, started.stderr
     eventually(
         lambda: says(r"local-\S+ in us-central2-b: permission denied: .*; grant roles/tpu.admin.*"), "the missing permission", limit=60

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.processes import MARKER
 from cluster.state import short_dir
-from tests.integration.conftest import Home, eventually
+from tests.integration.conftest import Home
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -32,9 +32,10 @@ def open_ports(home: Home) -> set[tuple[str, int]]:
 
 
 def test_stop_leaves_nothing_behind(alone: Home) -> None:
-    started = alone.tpu("start", "--slices", "1")
+    started = alone.tpu("start", "--slices", "1", limit=240)
     assert started.returncode == 0, started.stderr
-    eventually(lambda: slices_ready(alone), "both hosts joined", limit=120)
+    assert "2 of 2 hosts" in started.stderr
+    assert slices_ready(alone), "it has waited for them"
     ports = open_ports(alone)
     assert len(ports) > 10, "the cluster listens"
     refused = alone.tpu("stop")
@@ -54,8 +55,7 @@ def test_stop_leaves_nothing_behind(alone: Home) -> None:
 
 
 def test_a_cluster_whose_head_was_killed_is_cleaned_up_and_started_anew(alone: Home) -> None:
-    assert alone.tpu("start", "--slices", "1").returncode == 0
-    eventually(lambda: slices_ready(alone), "both hosts joined", limit=120)
+    assert alone.tpu("start", "--slices", "1", limit=240).returncode == 0
     record = json.loads((alone.state / "clusters" / "local" / "process.json").read_text())
     # The emulated cloud is no part of the cluster: it stays for the next one.
     old = {process for process in alone.processes() if not process.environ().get(MARKER, "").startswith(("emulator-", "storage-"))}
