@@ -214,7 +214,7 @@ class TPUProvider:
         moved = [item for item in slices if item not in doomed and self._waits_in_vain(item, view.hidden)]
         gone = {id(item) for item in doomed}
         for item in [*doomed, *moved]:
-            log.warning("deleting %s in %s, which is %s", item.name, item.zone, item.state)
+            log.info("deleting %s in %s, which is %s", item.name, item.zone, item.state)
             try:
                 self.delete(item)
                 gone.add(id(item))

@@ -147,7 +147,7 @@ def test_ctrl_c_detaches_and_the_run_is_stopped_and_resumed_by_name(home: Home, 
 
     for overrides, expected in (
         (("run.name=mine",), "exists (SUCCEEDED"),
-        (("run.name=mine", "run.resume=true", "model.variant=gemma3-270m"), "another model"),
+        (("run.name=mine", "run.resume=true", "model.variant=gemma3-270m"), "model.variant from gemma3-nano to gemma3-270m"),
         (("run.name=mine", "run.resume=true", f"trainer.steps={at + 5}"), "finished at step"),
     ):
         refused = home.launch(*overrides)
