@@ -72,10 +72,10 @@ def test_without_gcloud_or_a_login_there_is_one_line_with_the_next_step(tmp_path
 
 @pytest.mark.parametrize("word", ["a  b", "$HOME", "'", '"', "; exit 9", "*", "", "a\nb", "\\", "{x}", "&"])
 def test_words_reach_the_host_as_they_are(word: str) -> None:
-    done = subprocess.run(
-        ["bash", "-c", supervised(["printf", "%s|", word, "end"])], stdin=subprocess.PIPE, capture_output=True, check=True
-    )
-    assert (done.stdout.decode(), done.stderr) == (f"{word}|end|", b"")
+    told = Told()
+    run_all({0: HostProgram(["bash", "-c", supervised(["printf", "%s|", word, "end"])], os.environ)}, told.write)
+    assert b"".join(line for _, is_error, line in told if not is_error).decode() == f"{word}|end|\n"
+    assert not any(is_error for _, is_error, _ in told)
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -9 $$", 137), ("exit 255", 254), ("cat", 0)])
