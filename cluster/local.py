@@ -142,6 +142,15 @@ def ask_emulator(verb: str, path: str, values: Mapping[str, Any] | None = None, 
         raise ClusterError(f"the emulated cloud does not answer at {found.admin}: {error}") from error
 
 
+def host_environment(node: str, worker: int) -> tuple[dict[str, str], Path]:
+    """The environment and the folder that a process of an emulated host starts with. `node`: its path, or its id where that is clear.
+
+    Raises ClusterError as ask_emulator does.
+    """
+    found = ask_emulator("POST", "/environment", {"node": node, "worker": worker})
+    return found["env"], Path(found["cwd"])
+
+
 def stop_emulator(*, delete_nodes: bool = True) -> bool:
     """End the emulated cloud; with `delete_nodes` also all of its nodes and hosts, whether or not it runs.
 

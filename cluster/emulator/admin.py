@@ -4,6 +4,7 @@ GET    /nodes                  [{name, state, queuedResource, hosts: [{worker, i
 POST   /preempt                {node, notice?}           POST /maintain  {node, notice?}
 POST   /host                   {node, worker, action}    action: kill, hang, wake or boot
 POST   /run                    {node, worker, command}  what SSH is for: {code, output}
+POST   /environment            {node, worker}           what a process of the host starts with: {env, cwd}
 GET    /instances              [{name, status, ip, exited, held, labels}]
 POST   /instance               {instance, action}        action: kill, hang, wake, boot, lose (it is gone), terminate
 POST   /state                  {node, state}
@@ -53,6 +54,7 @@ class Admin:
             ("POST", "/maintain"): lambda values: cloud.maintain(values["node"], notice=values.get("notice")),
             ("POST", "/host"): lambda values: acts[values["action"]](values["node"], int(values["worker"])),
             ("POST", "/run"): lambda values: cloud.run_on_host(values["node"], int(values["worker"]), values["command"]),
+            ("POST", "/environment"): lambda values: cloud.host_environment(values["node"], int(values["worker"])),
             ("GET", "/instances"): lambda _: instances.describe(),
             ("POST", "/instance"): lambda values: lives[values["action"]](values["instance"]),
             ("POST", "/state"): lambda values: cloud.set_node_state(values["node"], values["state"]),

@@ -48,6 +48,9 @@ class Hosts(Protocol):
     def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:
         """Run a shell command on one host: its exit code and output."""
 
+    def environment(self, machine: Machine, host: HostRecord) -> tuple[dict[str, str], Path] | None:
+        """The environment and the folder that a process of one host starts with; None where hosts have no processes."""
+
     def announce(self, machine: Machine) -> None:
         """Let the hosts' metadata servers show the machine as it is now."""
 
@@ -75,6 +78,9 @@ class NoHosts:
 
     def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:  # noqa: ARG002  # the protocol's signature
         return 255, "there is no such host"
+
+    def environment(self, machine: Machine, host: HostRecord) -> tuple[dict[str, str], Path] | None:  # noqa: ARG002  # as above
+        return None
 
     def announce(self, machine: Machine) -> None:
         """Nobody to tell."""
@@ -128,13 +134,12 @@ class ProcessHosts:
                 process.send_signal(number)
 
     def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:
-        disk = self._disk(machine, host)
-        env = {**self._environment(machine, host, disk), processes.MARKER: marker(machine, host)}
+        env, home = self.environment(machine, host)
         try:
             done = subprocess.run(
                 ["bash", "-c", command],
                 env=env,
-                cwd=disk / "home",
+                cwd=home,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -145,6 +150,10 @@ class ProcessHosts:
         except subprocess.TimeoutExpired as error:
             return 124, (error.output or b"").decode(errors="replace")
         return done.returncode, done.stdout.decode(errors="replace")
+
+    def environment(self, machine: Machine, host: HostRecord) -> tuple[dict[str, str], Path]:
+        disk = self._disk(machine, host)
+        return {**self._environment(machine, host, disk), processes.MARKER: marker(machine, host)}, disk / "home"
 
     def announce(self, machine: Machine) -> None:
         for host in machine.hosts:

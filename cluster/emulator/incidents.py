@@ -79,6 +79,16 @@ class Incidents(Lives):
         code, output = self._hosts.run(node, host, command)
         return {"code": code, "output": output}
 
+    def host_environment(self, name: str, worker: int) -> dict[str, object]:
+        """What a process of a host starts with, as a login does: its environment and its folder. It is one of the host's processes, and
+        lives as long as that. Raises Refusal.
+        """
+        node, host = self._host(name, worker)
+        found = self._hosts.environment(node, host)
+        if found is None:
+            raise Refusal(FAILED_PRECONDITION, f"host {worker} of node '{node.path}' is an address only")
+        return {"env": found[0], "cwd": str(found[1])}
+
     def set_node_state(self, name: str, state: str) -> None:
         """Let the API show a state, whatever the hosts do. Raises Refusal."""
         with self._lock:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from launcher.app import guarded
-from launcher.cli import dashboard, emulator, start, status, stop, train, types
+from launcher.cli import dashboard, emulator, exec, ssh, start, status, stop, train, types
 
 app = typer.Typer(
     help="Slices of Cloud TPU, joined into Ray clusters, and the training runs on them.",
@@ -19,6 +19,8 @@ app = typer.Typer(
 app.command("start")(start.start)
 app.command("stop")(stop.stop)
 app.command("status")(status.status)
+app.command("ssh")(ssh.ssh)
+app.command("exec")(exec.execute)
 app.command("dashboard")(dashboard.dashboard)
 app.command("types")(types.types)
 app.add_typer(train.app, name="train")

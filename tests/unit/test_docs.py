@@ -33,7 +33,7 @@ def check_tpu(words: list[str]) -> None:
         command, words = command.commands[words[0]], words[1:]
     options = {name: option for option in command.params for name in (*option.opts, *option.secondary_opts) if name.startswith("-")}
     settings, takes_value = [], False
-    for word in words:
+    for word in words[: words.index("--")] if "--" in words else words:  # what follows is a command for somebody else
         if takes_value:
             takes_value = False
         elif word.startswith("-"):

@@ -42,6 +42,9 @@ class RecordedHosts:
     def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:
         return 0, command
 
+    def environment(self, machine: Machine, host: HostRecord) -> tuple[dict[str, str], Path] | None:
+        return None
+
     def announce(self, machine: Machine) -> None:
         return
 
