@@ -465,9 +465,14 @@ class ClusterConfig(TPUConfig):
         return self.head_zone if self.head_zone is not None else self.effective_zones[0]
 
     @property
+    def on_this_machine(self) -> bool:
+        """Whether hosts, and a head VM, are processes of this machine and see its files."""
+        return self.cloud == "emulated"
+
+    @property
     def shares_files(self) -> bool:
-        """Whether head and hosts see this machine's files; where not, secrets travel through Secret Manager."""
-        return self.effective_head == "here" and self.cloud == "emulated"
+        """Whether head and hosts may be told of files of this machine; where not, secrets travel through Secret Manager."""
+        return self.effective_head == "here" and self.on_this_machine
 
     @property
     def autostop_seconds(self) -> float | None:

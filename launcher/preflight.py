@@ -18,6 +18,11 @@ def prepare_run(config: LaunchConfig) -> tuple[RunDirectory, bytes]:
     assert config.run.root is not None, "filled in by with_environment"
     if "://" in config.run.root:
         raise ConfigError(f"run.root {config.run.root}: this version writes run directories to local paths only")
+    if not config.cluster.on_this_machine:
+        raise ConfigError(
+            f"run.root {config.run.root}: the hosts of cluster {config.cluster.name!r} do not see this machine's files, and run "
+            "directories on gs:// are not there yet; use cluster=local, or `tpu start` for slices and clusters without a run"
+        )
     run = RunDirectory(Path(config.run.root) / run_id)
     _check_place(run)
     if run.exists():

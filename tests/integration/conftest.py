@@ -38,15 +38,14 @@ class Home:
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            command,
+            # A shell's background jobs ignore Ctrl-C, and what they start inherits that; a user's command does not.
+            ("env", "--default-signal=INT", *command),
             cwd=self.folder,
             env=self.env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # A shell's background jobs ignore Ctrl-C, and what they start inherits that; a user's command does not.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def call(self, *command: str, limit: float = LIMIT_S) -> "subprocess.CompletedProcess[str]":

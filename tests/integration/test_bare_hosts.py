@@ -93,5 +93,5 @@ def test_second_boot_installs_nothing(found: dict[str, Any]) -> None:
     assert found["joined_anew"]
     assert found["serial_log"].count("podlaunch: installing bundle") == 1
     assert found["serial_log"].count("podlaunch: installed in") == 1
-    assert set(found["left_in_home"]) == {"bin", "bundle.sha256", "bundles", "install.lock"}
+    assert set(found["left_in_home"]) == {"bin", "bundle.sha256", "bundles", "host", "install.lock"}
     assert found["seconds_to_join_again"] < found["seconds_to_join"]

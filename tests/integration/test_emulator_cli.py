@@ -174,7 +174,7 @@ def test_limits_are_set_shown_and_removed(client: tpu_v2.TpuClient) -> None:
 
 def test_faults_are_listed_and_removed_one_by_one(endpoints: dict[str, str]) -> None:
     first, second = said("fault", "add", "stockout", "--count", "2").strip(), said("fault", "rate").strip()
-    assert f"fault {first}: Create* operation-error 2 times" in said("fault", "list")
+    assert f"fault {first}: Create* operation-error service tpu 2 times" in said("fault", "list")
     said("fault", "clear", first)
     assert list(json.loads(said("fault", "list", "--json"))) == [second]
     said("fault", "clear")

@@ -231,9 +231,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "name of a finished run": (["run.name=first"], "exists (SUCCEEDED"),
     "resume of nothing": (["run.name=nothing", "run.resume=true"], "there is no run 'nothing'"),
     "not an override": (["gemma"], "cannot read the override 'gemma'"),
-    "cluster that cannot be made yet": (
+    "run directory that the hosts do not see": (
         ["cluster=v5e", "cluster.project=my-project", "cluster.zones=[us-central1-a]", "run.root=runs"],
-        "cannot make yet",
+        "do not see this machine's files",
     ),
 }
 
