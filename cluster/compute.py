@@ -92,7 +92,7 @@ class Instances:
         """`endpoint`: URL of a service that wants no credentials, None for Google's own. `timeout`: seconds one try may take.
         `patience`: seconds after which a call is not repeated any more. `client`, `operations`: ready clients. `new_id`: makes request ids.
 
-        Raises PermissionDeniedError when Google's service is meant and there are no credentials.
+        Raises CredentialsError when Google's service is meant and there are no credentials, or none that work.
         """
         from google.cloud import compute_v1
 

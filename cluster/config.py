@@ -7,7 +7,7 @@ Everything here is checked when the object is made, before any cloud second. Wha
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -50,6 +50,17 @@ _COMMANDS_BYTES = 128 * 1024
 """A metadata value may have 256 KiB, and the startup script holds more than these."""
 _SHORTEST_WAIT_S = 60.0
 _SHORTEST_AUTOSTOP_S = 5.0
+
+
+_Check = tuple[str, str | None, re.Pattern[str], str]
+"""A field's name, its value, what it has to match, and that in words."""
+
+
+def _mismatches(at: str, checks: Iterable[_Check]) -> Iterator[str]:
+    """One line for every value that is given and does not match."""
+    for name, value, pattern, rule in checks:
+        if value is not None and not pattern.fullmatch(value):
+            yield f"{at}{name} {value!r}: {rule}"
 
 
 @dataclass(frozen=True)
@@ -256,7 +267,7 @@ class TPUConfig:
             yield f"{at}startup_commands: {size} bytes together, at most {_COMMANDS_BYTES}; put them in a file in a bucket and fetch it"
 
     def _wrong_names(self, at: str) -> Iterator[str]:
-        checks: list[tuple[str, str | None, re.Pattern[str], str]] = [
+        checks: list[_Check] = [
             ("name", self.name, _CLUSTER_NAME, "lower-case letters, digits and '-', at most 42, beginning with a letter"),
             ("project", self.project, _PROJECT, "a project id of 6 to 30 lower-case letters, digits and '-'"),
             *(("zones", zone, _ZONE, "a zone looks like us-central2-b") for zone in self.zones),
@@ -264,9 +275,7 @@ class TPUConfig:
             ("service_account", self.service_account, _EMAIL, "an e-mail address such as name@project.iam.gserviceaccount.com"),
             ("endpoint", self.endpoint, _ENDPOINT, "host:port, without https://"),
         ]
-        for name, value, pattern, rule in checks:
-            if value is not None and not pattern.fullmatch(value):
-                yield f"{at}{name} {value!r}: {rule}"
+        yield from _mismatches(at, checks)
 
     def _wrong_labels(self, at: str) -> Iterator[str]:
         for key, value in self.labels.items():
@@ -493,19 +502,13 @@ class ClusterConfig(TPUConfig):
             yield f"{at}max_slices {self.max_slices}: must be at least slices ({self.slices}) and min_slices ({self.min_slices})"
         yield from self._wrong_graces(at)
         yield from self._wrong_types(at)
-        try:
-            parse_duration(self.head_lost_grace)
-        except ValueError as error:
-            yield f"{at}head_lost_grace {error}"
-        checks = [
+        checks: list[_Check] = [
             ("bucket", self.bucket, _BUCKET, "a bucket's name without gs://: lower-case letters, digits, '-', '_' and '.'"),
             ("secrets_endpoint", self.secrets_endpoint, _ENDPOINT, "host:port, without https://"),
             ("compute_endpoint", self.compute_endpoint, _URL, "a URL such as http://host:port"),
             ("storage_endpoint", self.storage_endpoint, _URL, "a URL such as http://host:port"),
         ]
-        for name, value, pattern, rule in checks:
-            if value is not None and not pattern.fullmatch(value):
-                yield f"{at}{name} {value!r}: {rule}"
+        yield from _mismatches(at, checks)
         if self.idle_minutes is not None and not self.idle_minutes > 0:
             yield f"{at}idle_minutes {self.idle_minutes}: must be above 0, or null for never"
         yield from self._wrong_head(at)
@@ -528,7 +531,7 @@ class ClusterConfig(TPUConfig):
             yield f"{at}autostop {self.autostop!r}: at least {_SHORTEST_AUTOSTOP_S:.0f}s, a run is not submitted faster"
 
     def _wrong_graces(self, at: str) -> Iterator[str]:
-        for name in ("boot_grace", "host_grace", "churn_window", "churn_short"):
+        for name in ("boot_grace", "host_grace", "churn_window", "churn_short", "head_lost_grace"):
             try:
                 parse_duration(getattr(self, name))
             except ValueError as error:

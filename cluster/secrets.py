@@ -43,7 +43,7 @@ class SecretStore:
         """`endpoint`: host:port of a plaintext gRPC service, None for Google's own. `timeout`: seconds one try may take. `patience`:
         seconds after which a call is not repeated any more. `client`: a ready client instead of one made here.
 
-        Raises PermissionDeniedError when Google's service is meant and there are no credentials.
+        Raises CredentialsError when Google's service is meant and there are no credentials, or none that work.
         """
         self.project = project
         self._timeout = timeout
