@@ -41,6 +41,15 @@ class RunState(StrEnum):
     SUSPENDED = "SUSPENDED"
 
 
+class StopRequest(StrEnum):
+    """What the file `stop` of a run directory asks for."""
+
+    SAVE = "save"
+    """Checkpoint and end."""
+    NOW = "now"
+    """End without a checkpoint."""
+
+
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 
 TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
@@ -219,12 +228,15 @@ class RunDirectory:
                 found.setdefault(int(parts[1]), []).append(int(parts[2]))
         return {attempt: sorted(found[attempt]) for attempt in sorted(found)}
 
-    def request_stop(self) -> None:
-        """Ask the run's supervisor to checkpoint and end the run."""
-        self.files.write("stop", b"")
+    def request_stop(self, how: StopRequest = StopRequest.SAVE) -> None:
+        """Ask the run's supervisor to end the run."""
+        self.files.write("stop", how.encode())
 
-    def stop_requested(self) -> bool:
-        return self.files.read("stop") is not None
+    def stop_requested(self) -> StopRequest | None:
+        content = self.files.read("stop")
+        if content is None:
+            return None
+        return StopRequest.NOW if content.strip() == StopRequest.NOW.encode() else StopRequest.SAVE
 
     def clear_stop_request(self) -> None:
         self.files.remove("stop")

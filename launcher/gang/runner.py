@@ -24,7 +24,8 @@ from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice
 from launcher import code
-from launcher.gang.evidence import sickness
+from launcher.gang.evidence import first_error, sickness
+from launcher.gang.memory import OomWatch
 
 Event = dict[str, Any]
 
@@ -85,13 +86,22 @@ class Child:
         finally:
             os.close(writing)
             self._started.set()
+        memory = OomWatch(self._process.pid)
         with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 self._events.put(_parse(line))
         code = self._process.wait()
         said = _tail(self._log)
-        sick = sickness(said) if code != 0 else ""
-        self._events.put({"event": "exit", "code": code, "time": time.time(), "last_line": _last_line(said), "sick": sick})
+        self._events.put(
+            {
+                "event": "exit",
+                "code": code,
+                "time": time.time(),
+                "last_line": first_error(said),
+                "sick": sickness(said) if code != 0 else "",
+                "oom": memory.evidence() if code == -signal.SIGKILL else "",
+            }
+        )
 
 
 class Runner:
@@ -121,7 +131,6 @@ class Runner:
     def start(self, attempt: int, environment: Mapping[str, str], log: str, secrets: str | None) -> None:
         """Start the training process of this host. Raises OSError when it cannot be started."""
         self.kill()
-        self._events = queue.Queue()  # what an earlier child said is over
         unpacked = code.unpack(self._run_dir / "code.zip", cache_dir() / "code")
         env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
         env |= {
@@ -158,6 +167,7 @@ class Runner:
             self._child.signal(signal.SIGKILL)
             self._child.wait(30.0)
             self._child = None
+            self._events = queue.Queue()  # what it said is over
 
     def _watch_notices(self, folder: Path) -> None:
         """For as long as the actor lives: its process ends with it."""
@@ -194,9 +204,3 @@ def _tail(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         return file.read().decode(errors="replace")
-
-
-def _last_line(output: str) -> str:
-    """The last line that says something."""
-    lines = [line for line in output.splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else ""
