@@ -51,8 +51,8 @@ class Gang:
         self._groups.append(group)
         return group
 
-    def reserved(self, group: PlacementGroup, timeout: float) -> bool:
-        """Whether the slices are there; waits up to `timeout` seconds for them."""
+    def reserved(self, group: PlacementGroup, timeout: int) -> bool:
+        """Whether the slices are there; waits up to `timeout` seconds for them. Whole ones: Ray cuts off the rest, and 0 never waits."""
         return bool(group.wait(timeout))
 
     def find_hosts(self, group: PlacementGroup) -> bool:

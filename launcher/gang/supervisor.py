@@ -44,7 +44,7 @@ ANSWER_LIMIT_S = 60.0
 NOTICE_GRACE_S = 5.0
 """After the announced end of a host: whoever still says nothing then is gone or waits for those who are."""
 POLL_S = 0.5
-"""How long one look at slices and processes may take."""
+"""How long one look at processes and at the clock may take."""
 
 _STOPPED_WHILE = {
     Stage.RESERVING: "it waited for its slices",
@@ -127,7 +127,7 @@ class Supervisor:
     # What is watched, by stage.
 
     def _watch_slices(self) -> None:
-        if self._gang.reserved(self._group, timeout=POLL_S):
+        if self._gang.reserved(self._group, timeout=1):
             self._happen(Happening.RESERVED)
 
     def _watch_hosts(self) -> None:

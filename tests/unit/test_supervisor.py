@@ -49,7 +49,7 @@ class ScriptedGang:
         self.calls.append("reserve")
         return "group"
 
-    def reserved(self, group: str, timeout: float) -> bool:
+    def reserved(self, group: str, timeout: int) -> bool:
         self._clock.now += timeout
         return True
 
