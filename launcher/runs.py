@@ -1,7 +1,7 @@
 """The run directory: the only truth about a run. One writer and one reader for everything that is in it.
 
     <run.root>/<run_id>/
-      config.yaml  code.zip  status.json  events.jsonl  metrics.jsonl
+      config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl
       logs/<attempt>/host-<i>.log  checkpoints/<step>/  export/  tensorboard/
       stop                   present once somebody asked the run to stop
 
@@ -25,6 +25,8 @@ from cluster.errors import ConfigError, PodlaunchError
 from launcher.config import LaunchConfig, parse_yaml
 from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
 
+DATA = "data.zip"
+"""The user's training data, where the hosts do not see the machine that it is on."""
 _LOG = re.compile(r"(\d+)/host-(\d+)\.log")
 
 
@@ -237,6 +239,9 @@ class RunDirectory:
         if content is None:
             return None
         return StopRequest.NOW if content.strip() == StopRequest.NOW.encode() else StopRequest.SAVE
+
+    def write_data(self, archive: bytes) -> None:
+        self.files.write(DATA, archive)
 
     def clear_stop_request(self) -> None:
         self.files.remove("stop")
