@@ -97,8 +97,10 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     run.create(config)
     run.clear_stop_request()
     run.write_code(code)
-    fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=time.time(), attempt=attempt)
+    now = time.time()
+    fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=now, attempt=attempt)
     if before is not None:
+        before = before.accounted_until(now)
         fresh = dataclasses.replace(
             fresh,
             step=before.step,
@@ -106,8 +108,12 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
             held_out_before=before.held_out_before,
             checkpoint=before.checkpoint,
             cost_usd=before.cost_usd,
+            started_at=before.started_at,
+            phases=before.phases,
+            costs=before.costs,
+            highest_step=before.highest_step,
         )
-    run.write_status(dataclasses.replace(fresh, total_steps=config.trainer.steps, phase="submitted", updated_at=time.time()))
+    run.write_status(dataclasses.replace(fresh, total_steps=config.trainer.steps, phase="submitted", updated_at=now))
     try:
         return jobs.submit(cluster, run, attempt, config.run.secrets)
     except ClusterError as error:
@@ -157,7 +163,8 @@ def end_orphan(run: RunDirectory, state: RunState, reason: str) -> None:
     status = run.status()
     if status is not None and status.state not in FINAL:
         now = time.time()
-        run.write_status(dataclasses.replace(status, state=state, phase="", reason=reason, ended_at=now, updated_at=now))
+        ended = status.accounted_until(now)
+        run.write_status(dataclasses.replace(ended, state=state, phase="", reason=reason, ended_at=now))
         run.append_event({"event": "state", "state": state.value, "attempt": status.attempt, "reason": reason})
 
 

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from launcher.goodput import Phase
 from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
 
 EXIT_OK = 0
@@ -122,10 +123,10 @@ def _panel(status: RunStatus) -> Table:
 
 
 def _time_left(status: RunStatus) -> str:
-    trained = status.phases.get("training", 0.0)
-    if not (status.step and status.total_steps and trained):
+    trained = status.phases.get(Phase.TRAINING, 0.0)
+    if not (status.highest_step and status.total_steps and trained):
         return ""
-    return f"{_clock((status.total_steps - status.step) * trained / status.step)} left"
+    return f"{_clock((status.total_steps - status.step) * trained / status.highest_step)} left"
 
 
 def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> None:
@@ -150,8 +151,11 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
         line("recoveries", f"{status.recoveries.total} ({causes})")
     phases = sorted(status.phases.items(), key=lambda item: -item[1])
     line("time", ", ".join(f"{phase} {spent:.1f} s" for phase, spent in phases if spent >= 0.05))
+    if status.goodput is not None:
+        line("goodput", f"{status.goodput:.1%} of {_clock(sum(status.phases.values()))} trained something new")
     if status.cost_usd is not None:
-        line("cost", f"${status.cost_usd:.2f} (estimate by list price)")
+        useful = f", ${status.costs.get(Phase.TRAINING, 0.0):.2f} of it trained something new" if status.cost_usd else ""
+        line("cost", f"${status.cost_usd:.2f} (estimate by list price){useful}")
     line("directory", run.url)
 
 

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
+from cluster.tpu.losses import read_ready
 from launcher.gang.placement import Host, incomplete, living_hosts, process_environment
 from launcher.gang.runner import Event, Runner
 from launcher.runs import RunDirectory
@@ -54,6 +55,12 @@ class Gang:
     def reserved(self, group: PlacementGroup, timeout: int) -> bool:
         """Whether the slices are there; waits up to `timeout` seconds for them. Whole ones: Ray cuts off the rest, and 0 never waits."""
         return bool(group.wait(timeout))
+
+    def boots(self) -> bool:
+        """Whether a slice of this kind is there whose hosts have not all joined: then it is no longer capacity that is waited for."""
+        names = [name for name, kind in read_ready(self._config.name).items() if kind == self._config.accelerator.name]
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        return bool(incomplete(living_hosts(nodes, names), names, self._config.hosts_per_slice))
 
     def find_hosts(self, group: PlacementGroup) -> bool:
         """Learn the hosts of the reserved slices. False while some have not joined yet."""

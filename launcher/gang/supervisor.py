@@ -31,6 +31,7 @@ from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
 from launcher.gang.states import BEGIN, ENDS, PHASES, SHOWN, TRANSITIONS, Effect, Happening, Stage, Step
+from launcher.goodput import Phase
 from launcher.runs import Recoveries, RunDirectory, RunState, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,10 @@ class Supervisor:
     def _watch_slices(self) -> None:
         if self._gang.reserved(self._group, timeout=1):
             self._happen(Happening.RESERVED)
+            return
+        phase = Phase.BOOTING if self._gang.boots() else Phase.CAPACITY
+        if phase != self._record.status.phase:
+            self._record.enter(self._record.status.state, phase)
 
     def _watch_hosts(self) -> None:
         if self._gang.find_hosts(self._group):
@@ -147,8 +152,8 @@ class Supervisor:
     def _take(self, index: int, event: Mapping[str, Any]) -> None:
         if event["event"] == "notice":
             self._record.event("notice", host=self._attempt.hosts[index], kind=event["kind"], deadline=event["deadline"])
-        elif index == 0 and event["event"] not in ("error", "exit", "lost"):
-            self._record.apply(event)
+        elif event["event"] not in ("error", "exit", "lost"):
+            self._record.apply(event, index)
         if (happening := self._attempt.take(index, event)) is not None:
             self._happen(happening)
 
@@ -191,6 +196,7 @@ class Supervisor:
 
     def _start(self) -> Happening | None:
         self._attempt = Attempt([host.name for host in self._gang.hosts], self._clock)
+        self._record.begin_attempt()
         try:
             self._gang.start(self._record.status.attempt, ANSWER_LIMIT_S)
         except GangLost as error:
@@ -319,7 +325,7 @@ def main() -> None:
     status = directory.status()
     assert status is not None, f"{directory.url} has no status.json"
     record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)
-    record.enter(RunState.STARTING, "connecting to Ray")
+    record.enter(RunState.STARTING, Phase.STARTING)
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
     gang = Gang(directory, config.slices, slice_resource(config.slices), arguments.secrets)
     supervisor = Supervisor(

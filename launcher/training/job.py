@@ -120,6 +120,7 @@ class TrainingJob:
         self._phase("saving")
         ready.checkpoints.save(int(ready.state.step), ready.state)
         after = self._evaluate("after", trainer.steps)
+        self._phase("saving")
         ready.checkpoints.wait()
         self._phase("exporting")
         export = export_model(ready.state.params, self.config, self.tokenizer, self.output / "export", ready.layout)

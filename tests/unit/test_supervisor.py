@@ -53,6 +53,9 @@ class ScriptedGang:
         self._clock.now += timeout
         return True
 
+    def boots(self) -> bool:
+        return False
+
     def find_hosts(self, group: str) -> bool:
         self.hosts = [Host("s0", worker, f"10.0.0.{worker}", f"n{worker}") for worker in range(2)]
         return True
@@ -119,6 +122,7 @@ def supervise(
     """`interrupt_after`: seconds until SIGTERM reaches the supervisor."""
     status = run.status()
     assert status is not None
+    began, accounted = clock.now, sum(status.phases.values())
     record = RunRecord(run, status, clock, None)
     record.enter(RunState.STARTING, "connecting to Ray")
     budget = BudgetConfig(infrastructure=infrastructure, application=application)
@@ -133,6 +137,7 @@ def supervise(
     status = run.status()
     assert status is not None
     assert gang.hosts == [], "slices are given back"
+    assert sum(status.phases.values()) - accounted == pytest.approx(clock.now - began, abs=0.01), "every second is in a phase"
     return status
 
 
