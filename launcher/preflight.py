@@ -10,6 +10,7 @@ from launcher.code import pack
 from launcher.config import LaunchConfig
 from launcher.curve import check_same_curve, meaning_of
 from launcher.data.sources import check_source
+from launcher.limits import limit_reached
 from launcher.run_files import is_object
 from launcher.runs import FINAL, RunDirectory, RunState, RunStatus, new_run_id
 
@@ -40,6 +41,8 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
 def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus | None) -> None:
     """Raises ConfigError when `config` cannot go on where `before` stopped."""
     check_same_curve(meaning_of(before.training), meaning_of(config.training), config.run.allow, "the run")
+    if status is not None and (limit := limit_reached(config.run, status.phases, status.costs)) is not None:
+        raise ConfigError(f"{limit} by what the run has used already; give more to go on with it")
     if status is not None and status.state is RunState.SUCCEEDED and config.trainer.steps <= status.step:
         raise ConfigError(f"the run is finished at step {status.step}; to train it further give trainer.steps above that")
 

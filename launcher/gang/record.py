@@ -79,6 +79,11 @@ class RunRecord:
         if self._clock() - self._written >= max(WRITE_INTERVAL_S, self._directory.poll_s):
             self.write()
 
+    def spent(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Seconds and US dollars by phase, up to now."""
+        now = self._clock()
+        return self._account.seconds(now), self._account.dollars(now)
+
     def write(self) -> None:
         now = self._clock()
         until = self.status.ended_at if self.status.state in FINAL and self.status.ended_at is not None else now

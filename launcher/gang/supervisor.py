@@ -23,7 +23,7 @@ from cluster.autoscaler import slice_resource
 from cluster.logs import set_up_logging
 from cluster.secret_place import SecretPlace
 from cluster.tpu.lifecycle import provisioning_limit
-from launcher.config import BudgetConfig
+from launcher.config import RunConfig
 from launcher.gang.attempt import Attempt
 from launcher.gang.budgets import Budgets, Verdict
 from launcher.gang.evidence import Cause, HostFailure
@@ -32,6 +32,7 @@ from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
 from launcher.gang.states import BEGIN, ENDS, PHASES, SHOWN, TRANSITIONS, Effect, Happening, Stage, Step
 from launcher.goodput import Phase
+from launcher.limits import limit_reached
 from launcher.runs import Recoveries, RunDirectory, RunState, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Supervisor:
         directory: RunDirectory,
         gang: Gang,
         record: RunRecord,
-        budget: BudgetConfig,
+        config: RunConfig,
         clock: Callable[[], float] = time.time,
         *,
         taken: Callable[[list[str]], str] = lambda _: "",
@@ -76,7 +77,8 @@ class Supervisor:
         self._directory = directory
         self._gang = gang
         self._record = record
-        self._budgets = Budgets(budget)
+        self._config = config
+        self._budgets = Budgets(config.budget)
         self._clock = clock
         self._taken = taken
         self._hosts_limit = hosts_limit
@@ -90,6 +92,8 @@ class Supervisor:
         self._stage = Stage.RESERVING
         self._since = clock()
         self._looked_for_stop = float("-inf")
+        self._limit: str | None = None
+        """Which setting ends the run."""
 
     def interrupt(self, *_: object) -> None:
         """A signal handler: stop the run the way `tpu train stop` does."""
@@ -158,13 +162,16 @@ class Supervisor:
             self._happen(happening)
 
     def _stop_asked(self) -> Happening | None:
-        """What the user wants and is not under way yet. The run directory is asked as often as it bears."""
+        """What the user wants, now or by a limit, and is not under way yet. The run directory is asked as often as it bears."""
         asked = StopRequest.SAVE if self._interrupted.is_set() else None
         if self._clock() - self._looked_for_stop >= self._directory.poll_s:
             self._looked_for_stop = self._clock()
             asked = self._directory.stop_requested() or asked
         if asked is StopRequest.NOW:
             return Happening.STOP_NOW
+        if asked is None:
+            self._limit = limit_reached(self._config, *self._record.spent())
+            asked = StopRequest.SAVE if self._limit is not None else None
         return Happening.STOP if asked is StopRequest.SAVE and self._stage is not Stage.STOPPING else None
 
     def _time_up(self) -> bool:
@@ -266,12 +273,13 @@ class Supervisor:
     def _why_stopped(self, left: Stage, why: Happening | None) -> str:
         if why is Happening.STOP_NOW:
             return "stopped at once, as somebody asked"
+        reason = "stopped on request" if self._limit is None else f"stopped: {self._limit}"
         if left is Stage.STOPPING and why is Happening.TIME_UP:
-            return f"stopped; its processes did not checkpoint within {STOP_GRACE_S:.0f} s and were killed"
+            return f"{reason}; its processes did not checkpoint within {STOP_GRACE_S:.0f} s and were killed"
         if left is Stage.STOPPING and why in (Happening.FAILURE, Happening.GONE):
             first, _ = self._attempt.finding()
-            return f"stopped on request; on the way {first.host} failed: {first.describe}"
-        return f"stopped while {_STOPPED_WHILE[left]}" if left in _STOPPED_WHILE else "stopped on request"
+            return f"{reason}; on the way {first.host} failed: {first.describe}"
+        return f"{reason}, while {_STOPPED_WHILE[left]}" if left in _STOPPED_WHILE else reason
 
     def _find_cause(self) -> tuple[HostFailure, Cause]:
         first, cause = self._attempt.finding()
@@ -332,7 +340,7 @@ def main() -> None:
         directory,
         gang,
         record,
-        config.run.budget,
+        config.run,
         taken=functools.partial(taken_slice, config.cluster.name),
         hosts_limit=provisioning_limit(config.slices.hosts),
     )

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.config import ClusterConfig
-from launcher.config import BudgetConfig, DataConfig, LaunchConfig, ModelConfig
+from launcher.config import BudgetConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig
 from launcher.gang.attempt import EXIT_STOPPED
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.placement import Host
@@ -116,6 +116,8 @@ def supervise(
     *,
     infrastructure: int = 3,
     application: int = 0,
+    max_hours: float | None = None,
+    max_usd: float | None = None,
     interrupt_after: float | None = None,
     taken: str = "",
 ) -> RunStatus:
@@ -123,14 +125,15 @@ def supervise(
     status = run.status()
     assert status is not None
     began, accounted = clock.now, sum(status.phases.values())
-    record = RunRecord(run, status, clock, None)
+    record = RunRecord(run, status, clock, 3600.0)
     record.enter(RunState.STARTING, "connecting to Ray")
     budget = BudgetConfig(infrastructure=infrastructure, application=application)
+    config = RunConfig(budget=budget, max_hours=max_hours, max_usd=max_usd)
 
     def wait(seconds: float) -> None:
         clock.now += seconds
 
-    supervisor = Supervisor(run, cast(Gang, gang), record, budget, clock, taken=lambda _: taken, hosts_limit=600.0, wait=wait)
+    supervisor = Supervisor(run, cast(Gang, gang), record, config, clock, taken=lambda _: taken, hosts_limit=600.0, wait=wait)
     if interrupt_after is not None:
         clock.alarms.append((clock.now + interrupt_after, supervisor.interrupt))
     supervisor.run()
@@ -227,7 +230,7 @@ def test_a_stop_that_comes_first_waits_for_no_slices(run: RunDirectory) -> None:
     run.request_stop()
     gang = ScriptedGang(clock)
     status = supervise(run, gang, clock)
-    assert (status.state, status.reason) == (RunState.STOPPED, "stopped while it waited for its slices")
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped on request, while it waited for its slices")
     assert gang.calls == ["reserve", "release"]
 
 
@@ -252,13 +255,51 @@ def test_a_stop_without_a_checkpoint_overtakes_one_with(run: RunDirectory) -> No
     assert clock.now < 1012
 
 
+def test_a_run_checkpoints_and_ends_when_its_hours_are_used_up(run: RunDirectory) -> None:
+    clock = Clock()
+    began = clock.now
+    gang = ScriptedGang(clock, [(0, step(3))])
+    status = supervise(run, gang, clock, max_hours=0.01)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped: run.max_hours=0.01 is reached")
+    assert "terminate" in gang.calls
+    assert 36 <= clock.now - began < 40
+
+
+def test_hours_of_earlier_supervisors_count_and_idle_ones_do_not(run: RunDirectory) -> None:
+    clock = Clock()
+    phases = {"training": 30.0, "idle": 1e6}
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=0.0, updated_at=clock.now, phases=phases))
+    supervise(run, ScriptedGang(clock, [(0, step(3))]), clock, max_hours=0.01)
+    assert 6 <= clock.now - 1000 < 10
+
+
+def test_a_run_checkpoints_and_ends_when_its_money_is_used_up(run: RunDirectory) -> None:
+    clock = Clock()
+    status = supervise(run, ScriptedGang(clock, [(0, step(3))]), clock, max_usd=20.0)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped: run.max_usd=20 is reached (estimate by list price)")
+    assert status.cost_usd == pytest.approx(20, abs=1), "a dollar a second"
+
+
+def test_a_limit_ends_a_wait_for_capacity(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Nothing(ScriptedGang):
+        def reserved(self, group: str, timeout: int) -> bool:
+            clock.now += timeout
+            return False
+
+    status = supervise(run, Nothing(clock), clock, max_hours=1.0)
+    assert status.reason == "stopped: run.max_hours=1 is reached, while it waited for its slices"
+    assert status.cost_usd == 0.0
+
+
 def test_a_stop_ends_a_backoff_at_once(run: RunDirectory) -> None:
     clock = Clock()
     scripts: list[Script] = [[(0, exited(-signal.SIGKILL))] for _ in range(9)]
     gang = ScriptedGang(clock, *scripts)
     clock.alarms.append((1200.0, run.request_stop))
     status = supervise(run, gang, clock, infrastructure=9)
-    assert (status.state, status.reason) == (RunState.STOPPED, "stopped while it recovered")
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped on request, while it recovered")
     assert 1200 <= clock.now < 1201, "in the middle of 128 s"
 
 
