@@ -238,7 +238,7 @@ LISTENERS: tuple[Listener, ...] = (
         "gRPC",
         Auth.NONE,
         _FREE,
-        "Process 0 of a run of several slices, and libtpu's transport between them: closed source, as far as is known without authentication, "
+        "Process 0 of a run of several slices, and libtpu's transport between them: closed source, without authentication as far as known, "
         "not seen by our tests, which have no libtpu.",
     ),
     Listener(
@@ -364,8 +364,8 @@ is not here, or wider than it says here, and it asks every port of Ray without t
 *Interface* is the widest that is bound: `own address` is the one address by which the cluster knows the machine (on an emulated cluster a
 loopback address of its own). *token* means that every request has to show the cluster's token: 256 random bits, made for each cluster, in a
 file with mode 0600 on your machine and in Secret Manager for VMs, never in arguments, environment, labels, metadata or logs. The token is
-not encrypted on its way, so the network has to be yours. Beside what is said below, Ray's gRPC servers answer health checks and the names of
-their services to everybody.
+not encrypted on its way, so the network has to be yours. Beside what is said below, Ray's gRPC servers tell everybody that they are well and
+the names of their services.
 
 """
 
@@ -373,7 +373,7 @@ _END = """\
 ## The firewall that a cluster on Google Cloud needs
 
 What asks nobody (**in bold** above) is meant for the inside of the VPC. A VPC lets nothing in by itself; these rules let the cluster's
-VMs talk to each other, Google's Identity-Aware Proxy talk to port 22, and nobody else in. The tag is what `cluster.tags` gives head and hosts.
+VMs talk to each other, Google's Identity-Aware Proxy talk to port 22, and nobody else in. `cluster.tags` gives the tag to head and hosts.
 
 ```bash
 gcloud compute firewall-rules create podlaunch-inside --network=podlaunch --direction=INGRESS --allow=tcp,udp,icmp \\
