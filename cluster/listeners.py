@@ -247,7 +247,7 @@ LISTENERS: tuple[Listener, ...] = (
         Scope.ALL,
         "gRPC",
         Auth.NONE,
-        "8471 and others of libtpu's choice",
+        "of libtpu's choice",
         "libtpu between the hosts of one slice: closed source like the line above, and not seen by our tests either.",
     ),
     Listener(
@@ -364,7 +364,7 @@ is not here, or wider than it says here, and it asks every port of Ray without t
 *Interface* is the widest that is bound: `own address` is the one address by which the cluster knows the machine (on an emulated cluster a
 loopback address of its own). *token* means that every request has to show the cluster's token: 256 random bits, made for each cluster, in a
 file with mode 0600 on your machine and in Secret Manager for VMs, never in arguments, environment, labels, metadata or logs. The token is
-not encrypted on its way, so the network has to be yours. Beside what is said below, Ray's gRPC servers tell everybody that they are well and
+not encrypted on its way, so the network has to be yours. Besides, the gRPC servers of Ray tell everybody that they are well and
 the names of their services.
 
 """
