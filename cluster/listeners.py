@@ -44,15 +44,18 @@ class Owner:
     """A regular expression that finds it by its command line, as `ps` shows it."""
 
 
-GCS = Owner("Ray's head (GCS)", "head", r"/gcs_server ")
-DASHBOARD = Owner("Ray's dashboard and job server", "head", r"/ray/dashboard/dashboard\.py ")
-MONITOR = Owner("Ray's autoscaler", "head", r"/autoscaler/v2/monitor\.py ")
+_SCRIPT = r"^\S+ (-\w+ )*\S*"
+"""Python, its options, and the beginning of the script's path: a raylet's arguments hold the command lines of its agents."""
+
+GCS = Owner("Ray's head (GCS)", "head", r"^\S*/gcs_server ")
+DASHBOARD = Owner("Ray's dashboard and job server", "head", rf"{_SCRIPT}/ray/dashboard/dashboard\.py ")
+MONITOR = Owner("Ray's autoscaler", "head", rf"{_SCRIPT}/autoscaler/v2/monitor\.py ")
 CLIENT_SERVER = Owner("Ray's client server", "head", r"-m ray\.util\.client\.server .*--mode=proxy")
 CLIENT_SESSION = Owner("a session of Ray's client server", "head", r"ray\.util\.client\.server .*--mode=specific-server")
-AGENT = Owner("Ray's dashboard agent", "head, hosts", r"^ray::DashboardAgent|/ray/dashboard/agent\.py ")
-ENV_AGENT = Owner("Ray's runtime environment agent", "head, hosts", r"^ray::RuntimeEnvAgent|/runtime_env/agent/main\.py ")
-RAYLET = Owner("raylet", "head, hosts", r"/raylet/raylet ")
-WORKER = Owner("Ray's workers", "head, hosts", r"^ray::(?!DashboardAgent|RuntimeEnvAgent)|/workers/default_worker\.py ")
+AGENT = Owner("Ray's dashboard agent", "head, hosts", rf"^ray::DashboardAgent|{_SCRIPT}/ray/dashboard/agent\.py ")
+ENV_AGENT = Owner("Ray's runtime environment agent", "head, hosts", rf"^ray::RuntimeEnvAgent|{_SCRIPT}/runtime_env/agent/main\.py ")
+RAYLET = Owner("raylet", "head, hosts", r"^\S*/raylet/raylet ")
+WORKER = Owner("Ray's workers", "head, hosts", rf"^ray::(?!DashboardAgent|RuntimeEnvAgent)|{_SCRIPT}/workers/default_worker\.py ")
 SUPERVISOR = Owner("supervisor of a run", "head", r"-m launcher\.gang\.supervisor ")
 TRAINING = Owner("training process", "hosts", r"-m launcher\.training\.child ")
 TUNNEL = Owner("tunnel to a head VM", "your machine", r"compute ssh .*--tunnel-through-iap")
@@ -79,6 +82,10 @@ class Listener:
 
 _FREE = "free, chosen at start"
 _BINDS_ALL = "Ray binds all interfaces whatever the node's address is, and has no setting for it."
+_ENDS = (
+    "Ray 2.60.0 looks at the token of RaySyncer.StartSync only after the header node_id: a call without it learns nothing and ends the "
+    "process, which its agent starts again. Only the firewall keeps such a call out."
+)
 _EXPORTER = f"Read-only counters for Prometheus; Ray asks nobody. {_BINDS_ALL}"
 _GCS_SERVICES = (
     "ray.rpc.ActorInfoGcsService",
@@ -94,6 +101,7 @@ _GCS_SERVICES = (
     "ray.rpc.TaskInfoGcsService",
     "ray.rpc.WorkerInfoGcsService",
     "ray.rpc.autoscaler.AutoscalerStateService",
+    "ray.rpc.syncer.RaySyncer",
 )
 _CLIENT_SERVICES = ("ray.rpc.RayletDataStreamer", "ray.rpc.RayletDriver", "ray.rpc.RayletLogStreamer")
 _AGENT_SERVICES = (
@@ -112,7 +120,7 @@ LISTENERS: tuple[Listener, ...] = (
         "gRPC",
         Auth.TOKEN,
         f"{GCS_PORT} on a head VM, free on this machine",
-        f"Hosts join here. {_BINDS_ALL}",
+        f"Hosts join here. {_BINDS_ALL} {_ENDS}",
         _GCS_SERVICES,
     ),
     Listener(
@@ -197,8 +205,8 @@ LISTENERS: tuple[Listener, ...] = (
         "gRPC",
         Auth.TOKEN,
         _FREE,
-        f"Leases workers. {_BINDS_ALL}",
-        ("ray.rpc.NodeManagerService",),
+        f"Leases workers. {_BINDS_ALL} {_ENDS}",
+        ("ray.rpc.NodeManagerService", "ray.rpc.syncer.RaySyncer"),
     ),
     Listener(
         "object manager",
@@ -364,8 +372,8 @@ is not here, or wider than it says here, and it asks every port of Ray without t
 *Interface* is the widest that is bound: `own address` is the one address by which the cluster knows the machine (on an emulated cluster a
 loopback address of its own). *token* means that every request has to show the cluster's token: 256 random bits, made for each cluster, in a
 file with mode 0600 on your machine and in Secret Manager for VMs, never in arguments, environment, labels, metadata or logs. The token is
-not encrypted on its way, so the network has to be yours. Besides, the gRPC servers of Ray tell everybody that they are well and
-the names of their services.
+not encrypted on its way, so the network has to be yours. Besides, the gRPC servers of Ray tell everybody that they are well,
+the names of their services, and their counts of connections (channelz).
 
 """
 

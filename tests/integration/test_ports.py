@@ -31,9 +31,10 @@ WIDTH = [Scope.LOOPBACK, Scope.OWN, Scope.ALL]
 WRONG = "0" * 64
 NOT_HERE = {"MEGASCALE coordinator", "TPU runtime", "tunnel"}
 """Rows of what this cluster does not have: libtpu, and a head VM behind IAP."""
-PUBLIC = {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
+PUBLIC = {"grpc.channelz.v1.Channelz", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 NO_DESCRIPTORS = {
     "ray.rpc.ObjectManagerService": ("Push", "Pull"),
+    "ray.rpc.syncer.RaySyncer": ("StartSync",),
     "opentelemetry.proto.collector.metrics.v1.MetricsService": ("Export",),
 }
 """Methods of services of which Ray's Python package has no description."""
@@ -211,7 +212,8 @@ def asks_for_token(row: Listener, address: str) -> bool:
 
 def call(channel: grpc.Channel, method: str, token: str = "", body: bytes = b"") -> Any:
     """The status of a call; None when it was answered."""
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    # Without a node's id Ray 2.60.0's GCS and raylet die of a call to RaySyncer.
+    metadata = (("node_id", "ab" * 28), *((("authorization", f"Bearer {token}"),) if token else ()))
     try:
         channel.unary_unary(method)(body, timeout=10, metadata=metadata)
     except grpc.RpcError as error:

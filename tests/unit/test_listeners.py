@@ -41,6 +41,8 @@ def test_every_row_has_a_name_of_its_own_and_grpc_with_a_token_names_its_service
     [
         ("/venv/lib/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp/x", GCS),
         ("/venv/lib/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp/x", RAYLET),
+        ("/venv/ray/raylet/raylet --dashboard_agent_command=/venv/bin/python -u /venv/ray/dashboard/agent.py --node", RAYLET),
+        ("/venv/bin/python -u /venv/ray/dashboard/agent.py --node-ip-address=127.0.0.2", AGENT),
         ("ray::DashboardAgent", AGENT),
         ("ray::Runner.next_events", WORKER),
         ("ray::IDLE", WORKER),
