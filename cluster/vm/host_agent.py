@@ -226,7 +226,7 @@ def refusal(settings: HostSettings, own: Versions) -> str | None:
         return None
     here, there = found
     return (
-        f"Ray is not started: this host has {here}, cluster {settings.cluster!r} runs {there}; its image has to hold what the cluster does, "
+        f"Ray is not started: this host has {here}, cluster {settings.cluster!r} runs {there}; its image must hold what the cluster does, "
         "or nothing of ours (then the host installs it from cluster.bucket)"
     )
 
