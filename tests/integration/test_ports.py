@@ -115,23 +115,33 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(home: Home) -> Iterator[Watched]:
-    settings = ("trainer.steps=100000", "trainer.checkpoint_every=100000", "trainer.seq_len=32", "trainer.eval_batches=1")
-    launch = home.start(*launch_command("run.name=watched", *settings))
-    eventually(lambda: (status := home.run("watched").status()) is not None and status.step >= 1, "the run trains")
-    record = json.loads((home.state / "clusters" / "local" / "cluster.json").read_text())
-    found = Watched(home, record)
-    address = f"ray://{found.settings['ip']}:{found.settings['client_port']}"
-    environment = ray_environment(found.settings["token_file"], home.env)
-    session = subprocess.Popen([sys.executable, "-c", SESSION, address], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert session.stdin is not None
-    assert session.stdout is not None
-    try:
-        assert session.stdout.readline() == b"up\n"
+    assert home.tpu("start").returncode == 0
+    found = Watched(home, json.loads((home.state / "clusters" / "local" / "cluster.json").read_text()))
+    with client_session(found):
+        settings = ("trainer.steps=100000", "trainer.checkpoint_every=100000", "trainer.seq_len=32", "trainer.eval_batches=1")
+        launch = home.start(*launch_command("run.name=watched", *settings))
+        eventually(lambda: (status := home.run("watched").status()) is not None and status.step >= 1, "the run trains")
         yield found
-    finally:
-        session.communicate(b"\n", timeout=60)
         assert home.tpu("train", "stop", "watched").returncode == 0
         launch.communicate(timeout=120)
+
+
+@contextlib.contextmanager
+def client_session(watched: Watched, tries: int = 4) -> Iterator[None]:
+    """Somebody who came by ray.init("ray://..."). Ray's client server gives a session 30 s to start, which a busy machine may not make."""
+    address = f"ray://{watched.settings['ip']}:{watched.settings['client_port']}"
+    environment = ray_environment(watched.settings["token_file"], watched.home.env)
+    for _ in range(tries):
+        session = subprocess.Popen([sys.executable, "-c", SESSION, address], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert session.stdin is not None
+        assert session.stdout is not None
+        if session.stdout.readline() == b"up\n":
+            break
+        session.communicate(timeout=60)
+    else:
+        raise AssertionError(f"no session of Ray's client server in {tries} tries")
+    yield
+    session.communicate(b"\n", timeout=60)
 
 
 def test_all_that_listens_is_in_the_table_no_wider_and_asks_who_comes(watched: Watched) -> None:
