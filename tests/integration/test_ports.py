@@ -140,8 +140,10 @@ def client_session(watched: Watched, tries: int = 4) -> Iterator[None]:
         session.communicate(timeout=60)
     else:
         raise AssertionError(f"no session of Ray's client server in {tries} tries")
-    yield
-    session.communicate(b"\n", timeout=60)
+    try:
+        yield
+    finally:
+        session.communicate(b"\n", timeout=60)
 
 
 def test_all_that_listens_is_in_the_table_no_wider_and_asks_who_comes(watched: Watched) -> None:
