@@ -199,6 +199,8 @@ def still_there(one: Found, watched: Watched) -> bool:
 
 def behaves(row: Listener, one: Found, token: str) -> bool:
     """Whether what listens there speaks the row's protocol and lets in whom the row says, and nobody else."""
+    if row.auth is Auth.USER:
+        return False  # known by its port
     if row.protocol == "gRPC":
         return asks_for_token(row, one.address)
     if row.auth is Auth.TOKEN:
@@ -212,6 +214,7 @@ def behaves(row: Listener, one: Found, token: str) -> bool:
 
 def asks_for_token(row: Listener, address: str) -> bool:
     """Whether all of the row's methods are refused without the token and with a wrong one, and there are no others."""
+    assert row.serves
     with grpc.insecure_channel(address) as channel:
         for service in row.serves:
             for method in methods()[service]:
