@@ -98,9 +98,6 @@ class RunRecord:
         self.write()
 
     def _on_step(self, event: Mapping[str, Any]) -> None:
-        if self.status.state is not RunState.RUNNING:
-            self.event("first_step", step=event["step"], attempt=self.status.attempt)
-            self.enter(RunState.RUNNING, self.status.phase)
         new = {key: event[key] for key in ("loss", "tokens_per_second", "mfu") if event.get(key) is not None}
         self._set(step=event["step"], total_steps=event["total_steps"], **new)
 
