@@ -18,7 +18,7 @@ from cluster.logs import set_up_logging
 from cluster.ray_http import HeadRefused
 from cluster.state import logs_dir, write_atomic_bytes
 from launcher import jobs
-from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, register_schema
+from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, quote_entrypoint, register_schema
 from launcher.config import LaunchConfig
 from launcher.environment import read_dotenv
 from launcher.follow import EXIT_INTERRUPTED, follow
@@ -100,7 +100,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
             checkpoint=before.checkpoint,
             cost_usd=before.cost_usd,
         )
-    run.write_status(dataclasses.replace(fresh, total_steps=config.trainer.steps, phase="submitted", updated_at=time.time()))
+    run.write_status(dataclasses.replace(fresh, total_steps=config.total_steps, phase="submitted", updated_at=time.time()))
     try:
         return jobs.submit(cluster, run, attempt, config.run.secrets)
     except ClusterError as error:
@@ -165,6 +165,7 @@ def _run_hydra() -> int:
     import hydra
 
     register_schema()
+    sys.argv[1:] = quote_entrypoint(sys.argv[1:])
 
     def point(config: DictConfig) -> int:
         code = launch(load(config), Console())

@@ -14,6 +14,7 @@ CHILD_PHASES: Mapping[str, str] = {
     "restoring": "restoring",
     "initializing": "initializing the model",
     "evaluating": "evaluating",
+    "script": "running the script",
     "training": "training",
     "saving": "saving",
     "exporting": "exporting",

@@ -4,7 +4,8 @@ A child is started by a thread that lives as long as the child: the kernel sends
 ends, not the process. The child ends with its runner, and the runner with its supervisor.
 
 When the host's agent announces the end of the host (cluster/vm/host_dir.py), the runner tells the supervisor and asks its child to
-checkpoint and end at the next step.
+checkpoint and end at the next step: by SIGTERM, and by a byte in a pipe, which a user's program can look for at any time
+(launcher/training/script.py). A process that was asked and ends with exit code 0 has stopped (143), unless it said that it was done.
 """
 
 import json
@@ -30,6 +31,7 @@ Event = dict[str, Any]
 
 NOTICE_INTERVAL_S = 0.25
 """How often the agent's file is looked at."""
+EXIT_STOPPED = 128 + signal.SIGTERM
 _TAIL_BYTES = 64 * 1024
 
 # What the child must not take over from the Ray worker that its runner is.
@@ -47,6 +49,10 @@ class Child:
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
+        self._stop_reading, self._stop_writing = os.pipe()
+        self._asked = False
+        self._done = False
+        """It has said that nothing is left to do."""
         threading.Thread(target=self._live, name="child", daemon=True).start()
         self._started.wait()
         if self._error is not None:
@@ -55,6 +61,13 @@ class Child:
     def signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
+
+    def ask_to_end(self) -> None:
+        """At its next step, with its state saved."""
+        if not self._asked:
+            self._asked = True
+            os.write(self._stop_writing, b".")
+        self.signal(signal.SIGTERM)
 
     def wait(self, timeout: float) -> bool:
         """Whether the process ended within `timeout` seconds."""
@@ -75,8 +88,13 @@ class Child:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={**self._env, "PODLAUNCH_EVENT_FD": str(writing), "PODLAUNCH_PARENT_PID": str(os.getpid())},
-                    pass_fds=(writing,),
+                    env={
+                        **self._env,
+                        "PODLAUNCH_EVENT_FD": str(writing),
+                        "PODLAUNCH_STOP_FD": str(self._stop_reading),
+                        "PODLAUNCH_PARENT_PID": str(os.getpid()),
+                    },
+                    pass_fds=(writing, self._stop_reading),
                 )
         except OSError as error:
             os.close(reading)
@@ -87,8 +105,12 @@ class Child:
             self._started.set()
         with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                self._events.put(_parse(line))
+                event = _parse(line)
+                self._done = self._done or _says_done(event)
+                self._events.put(event)
         code = self._process.wait()
+        if code == 0 and self._asked and not self._done:
+            code = EXIT_STOPPED
         said = _tail(self._log)
         sick = sickness(said) if code != 0 else ""
         self._events.put({"event": "exit", "code": code, "time": time.time(), "last_line": _last_line(said), "sick": sick})
@@ -129,6 +151,9 @@ class Runner:
             "PYTHONSAFEPATH": "1",
             "PODLAUNCH_USER_CODE": str(unpacked / "user"),
             "PODLAUNCH_COMPILATION_CACHE": str(cache_dir() / "compilation"),
+            "PODLAUNCH_RUN_DIR": str(self._run_dir),
+            "PODLAUNCH_ATTEMPT": str(attempt),
+            "PODLAUNCH_CHECKPOINT_DIR": str(self._run_dir / "checkpoints"),
             **_read_secrets(secrets),
             **environment,
         }
@@ -150,7 +175,7 @@ class Runner:
     def terminate(self) -> None:
         """Ask the child to checkpoint and end."""
         if self._child is not None:
-            self._child.signal(signal.SIGTERM)
+            self._child.ask_to_end()
 
     def kill(self) -> None:
         """End the child now; returns when it is gone and its chips are free."""
@@ -188,6 +213,10 @@ def _parse(line: str) -> Event:
     except json.JSONDecodeError:
         return {"event": "noise", "text": line.rstrip()}  # a user's program may write to the descriptor too
     return value if isinstance(value, dict) else {"event": "noise", "text": line.rstrip()}
+
+
+def _says_done(event: Event) -> bool:
+    return event["event"] == "finished" or (event["event"] == "step" and event["step"] == event.get("total_steps"))
 
 
 def _tail(log: Path) -> str:
