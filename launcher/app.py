@@ -16,7 +16,7 @@ from cluster.clusters import Cluster
 from cluster.errors import ClusterError, PodlaunchError
 from cluster.logs import set_up_logging
 from cluster.ray_http import HeadRefused
-from cluster.state import logs_dir, write_atomic_bytes
+from cluster.state import logs_dir
 from launcher import jobs
 from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, quote_entrypoint, register_schema
 from launcher.config import LaunchConfig
@@ -78,7 +78,7 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     cluster = clusters.up(config.cluster, lambda text: console.print(text, highlight=False))
     submit(cluster, run, config, code)
     if detach:
-        console.print(f"submitted; follow it with: tpu train attach {run.path}", highlight=False, soft_wrap=True)
+        console.print(f"submitted; follow it with: tpu train attach {run.url}", highlight=False, soft_wrap=True)
         return 0
     return follow(run, console, check=supervisor_watch(cluster, run))
 
@@ -89,7 +89,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     attempt = 0 if before is None else before.attempt + 1
     run.create(config)
     run.clear_stop_request()
-    write_atomic_bytes(run.code, code)
+    run.write_code(code)
     fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=time.time(), attempt=attempt)
     if before is not None:
         fresh = dataclasses.replace(

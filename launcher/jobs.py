@@ -5,7 +5,6 @@ Spoken over the dashboard's HTTP interface, so that a command line need not impo
 
 import json
 import shlex
-from pathlib import Path
 
 from cluster.clusters import Cluster
 from cluster.secret_place import SecretPlace
@@ -28,11 +27,11 @@ def submit(cluster: Cluster, run: RunDirectory, attempt: int, secrets: list[str]
     No entrypoint resources: such a job's driver stays on the head, where no preemption can take it.
     """
     job = job_id(run, attempt)
-    arguments = [str(run.path), "--job", job]
+    arguments = [run.url, "--job", job]
     if values := present(secrets):
         arguments += ["--secrets", _store_secrets(cluster, run, values).to_json()]
     entrypoint = f'exec "$PODLAUNCH_PYTHON" -m launcher.gang.supervisor {shlex.join(arguments)}'
-    metadata = {"name": run.run_id, "run_directory": str(run.path)}
+    metadata = {"name": run.run_id, "run_directory": run.url}
     cluster.http.post("/api/jobs/", {"entrypoint": entrypoint, "submission_id": job, "metadata": metadata})
     return job
 
@@ -47,10 +46,10 @@ def logs(cluster: Cluster, job: str) -> str:
     return str(cluster.http.get(f"/api/jobs/{job}/logs")["logs"])
 
 
-def run_directories(cluster: Cluster) -> list[Path]:
-    """The directories of all runs whose supervisors are this cluster's jobs, finished ones included."""
+def run_directories(cluster: Cluster) -> list[str]:
+    """The places of all runs whose supervisors are this cluster's jobs, finished ones included."""
     jobs = cluster.http.get("/api/jobs/")
-    return sorted({Path(directory) for job in jobs if (directory := (job.get("metadata") or {}).get("run_directory"))})
+    return sorted({str(directory) for job in jobs if (directory := (job.get("metadata") or {}).get("run_directory"))})
 
 
 def _store_secrets(cluster: Cluster, run: RunDirectory, values: dict[str, str]) -> SecretPlace:

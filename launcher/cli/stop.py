@@ -42,7 +42,7 @@ def stop(
         return
     runs = unfinished_runs(cluster)
     for run in runs:
-        CONSOLE.print(f"unfinished run: {run.path}", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"unfinished run: {run.url}", highlight=False, soft_wrap=True)
     confirm(f"Stop cluster {cluster.name!r}{f' and its {len(runs)} unfinished runs' if runs else ''}?", yes)
     clusters.stop(cluster, lambda text: ERRORS.print(text, highlight=False))
     for run in runs:

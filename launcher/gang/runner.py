@@ -158,7 +158,7 @@ class Runner:
             **environment,
         }
         argv = [sys.executable, "-m", "launcher.training.child", str(self._run_dir), "--attempt", str(attempt)]
-        self._child = Child(argv, env, Path(log), self._events)
+        self._child = Child(argv, env, self._run_dir / log, self._events)
         self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
 
     def next_events(self, timeout: float) -> list[Event]:

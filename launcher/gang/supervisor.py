@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -254,7 +253,7 @@ class Supervisor:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir", help="a local path or gs://")
     parser.add_argument("--job", required=True)
     parser.add_argument("--secrets", type=SecretPlace.from_json, metavar="JSON", help="where they are, not what they are")
     arguments = parser.parse_args()
@@ -262,7 +261,7 @@ def main() -> None:
     set_up_logging(f"supervisor-{directory.run_id}", terminal=logging.INFO)
     config = directory.config()
     status = directory.status()
-    assert status is not None, f"{directory.path} has no status.json"
+    assert status is not None, f"{directory.url} has no status.json"
     record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)
     record.enter(RunState.STARTING, "connecting to Ray")
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
