@@ -79,9 +79,8 @@ def user_files(folder: Path) -> Iterator[Path]:
                 continue
             total += path.stat().st_size
             if total > MAX_BYTES:
-                raise ConfigError(
-                    f"run.code {folder} holds more than {MAX_BYTES // 2**20} MiB; keep data and checkpoints out of it, or choose another folder"
-                )
+                advice = "keep data and checkpoints out of it, or choose another folder"
+                raise ConfigError(f"run.code {folder} holds more than {MAX_BYTES // 2**20} MiB; {advice}")
             yield path
 
 

@@ -53,7 +53,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def quote_entrypoint(overrides: Sequence[str]) -> list[str]:
-    """With the value of job.entrypoint quoted for Hydra: a command line is full of '=' and ',', and the shell has taken the user's quotes."""
+    """With the value of job.entrypoint quoted for Hydra: it may hold '=' and ',', and the shell has taken the user's own quotes."""
     return [f"{ENTRYPOINT}={_quote(override[len(ENTRYPOINT) + 1 :])}" if _BARE.match(override) else override for override in overrides]
 
 

@@ -1,8 +1,8 @@
 """`job.entrypoint`: the command line of a user's own program, which is Python.
 
-    train.py --lr 1e-3 --name 'two words'      a file, relative to the folder of the code
-    -m project.train --lr 1e-3                 a module of that folder, or an installed one
-    python train.py                            means the same as train.py
+train.py --lr 1e-3 --name 'two words'      a file, relative to the folder of the code
+-m project.train --lr 1e-3                 a module of that folder, or an installed one
+python train.py                            means the same as train.py
 """
 
 import shlex

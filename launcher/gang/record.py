@@ -33,6 +33,8 @@ class RunRecord:
         self._written = 0.0
         self._slices_since: float | None = None
         self._cost = status.cost_usd or 0.0
+        self._stepped: int | None = None
+        """The last attempt that did a step."""
         self.status = status
 
     def enter(self, state: RunState, phase: str, **fields: Any) -> None:
@@ -71,7 +73,8 @@ class RunRecord:
         now = self._clock()
         self._close_phase()
         total = sum(self.status.phases.values())
-        goodput = self.status.phases.get("training", 0.0) / total if total > 0 else None
+        silent = "training" not in self.status.phases and CHILD_PHASES["script"] in self.status.phases  # a script that reports nothing
+        goodput = self.status.phases.get("training", 0.0) / total if total > 0 and not silent else None
         cost = None if self._usd_per_hour is None else round(self._cost_now(), 4)
         self._set(updated_at=now, goodput=goodput, cost_usd=cost)
         self._directory.write_status(self.status)
@@ -94,12 +97,16 @@ class RunRecord:
 
     def _on_phase(self, event: Mapping[str, Any]) -> None:
         phase = CHILD_PHASES.get(event["phase"], event["phase"])
+        if event["phase"] == "script":  # it need not report any step
+            self.enter(RunState.RUNNING, phase)
+            return
         self._close_phase()
         self._set(phase=phase)
         self.write()
 
     def _on_step(self, event: Mapping[str, Any]) -> None:
-        if self.status.state is not RunState.RUNNING:
+        if self._stepped != self.status.attempt:
+            self._stepped = self.status.attempt
             self.event("first_step", step=event["step"], attempt=self.status.attempt)
             self.enter(RunState.RUNNING, self.status.phase)
         new = {key: event[key] for key in ("loss", "tokens_per_second", "mfu") if event.get(key) is not None}

@@ -49,8 +49,10 @@ class Child:
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
-        self._stop_reading, self._stop_writing = os.pipe()
         self._asked = False
+        self._stop: int | None = None
+        """What is written here the process can read; None when it is gone."""
+        self._stop_lock = threading.Lock()
         self._done = False
         """It has said that nothing is left to do."""
         threading.Thread(target=self._live, name="child", daemon=True).start()
@@ -64,9 +66,10 @@ class Child:
 
     def ask_to_end(self) -> None:
         """At its next step, with its state saved."""
-        if not self._asked:
-            self._asked = True
-            os.write(self._stop_writing, b".")
+        with self._stop_lock:
+            if self._stop is not None and not self._asked:
+                self._asked = True
+                os.write(self._stop, b".")
         self.signal(signal.SIGTERM)
 
     def wait(self, timeout: float) -> bool:
@@ -80,6 +83,7 @@ class Child:
 
     def _live(self) -> None:
         reading, writing = os.pipe()
+        stop_reading, self._stop = os.pipe()
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("ab") as output:
@@ -91,13 +95,15 @@ class Child:
                     env={
                         **self._env,
                         "PODLAUNCH_EVENT_FD": str(writing),
-                        "PODLAUNCH_STOP_FD": str(self._stop_reading),
+                        "PODLAUNCH_STOP_FD": str(stop_reading),
                         "PODLAUNCH_PARENT_PID": str(os.getpid()),
                     },
-                    pass_fds=(writing, self._stop_reading),
+                    pass_fds=(writing, stop_reading),
                 )
         except OSError as error:
             os.close(reading)
+            os.close(stop_reading)
+            os.close(self._stop)
             self._error = error
             return
         finally:
@@ -109,6 +115,10 @@ class Child:
                 self._done = self._done or _says_done(event)
                 self._events.put(event)
         code = self._process.wait()
+        with self._stop_lock:
+            os.close(self._stop)
+            self._stop = None
+        os.close(stop_reading)
         if code == 0 and self._asked and not self._done:
             code = EXIT_STOPPED
         said = _tail(self._log)
@@ -216,7 +226,7 @@ def _parse(line: str) -> Event:
 
 
 def _says_done(event: Event) -> bool:
-    return event["event"] == "finished" or (event["event"] == "step" and event["step"] == event.get("total_steps"))
+    return event.get("event") == "finished" or (event.get("event") == "step" and event.get("step") == event.get("total_steps"))
 
 
 def _tail(log: Path) -> str:

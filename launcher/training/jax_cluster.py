@@ -30,7 +30,7 @@ def _register(clusters: Any) -> None:
             return PROCESS in os.environ
 
         @classmethod
-        def get_coordinator_address(cls, timeout_secs: int | None, override_coordinator_port: str | None) -> str:
+        def get_coordinator_address(cls, timeout_secs: int | None, override_coordinator_port: str | None) -> str:  # noqa: ARG003  # JAX's
             return os.environ[COORDINATOR]
 
         @classmethod

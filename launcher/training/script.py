@@ -58,7 +58,7 @@ def report(step: int, total_steps: int | None = None, **metrics: Any) -> None:
 
     Process 0 also writes `metrics` (numbers, or arrays that hold one) into the run's metrics.jsonl; `loss`, `tokens_per_second` and `mfu`
     are shown in the run's status. To read a number waits for the device: give metrics for the steps that are to be logged only.
-    A number that is not finite is written as null. Without a launcher a line is printed.
+    A number that is not finite is written as null. Without a launcher they are printed.
     """
     _progress.report(step, total_steps, metrics)
 
@@ -94,7 +94,7 @@ class _Progress:
         values = {name: _number(value) for name, value in metrics.items()} if self._first else {}
         if self._rows and values:
             self._rows.write({"step": step, "attempt": int(os.environ.get("PODLAUNCH_ATTEMPT", "0")), "time": time.time(), **values})
-        elif self._first and not self._run_dir:
+        elif values and not self._run_dir:
             print(" ".join([f"step {step}/{total_steps or '?'}", *(f" {name} {value}" for name, value in values.items())]), flush=True)
         if self._throttle.passes(step, bool(values) or step == total_steps):
             shown = {name: values.get(name) for name in ("loss", "tokens_per_second", "mfu")}

@@ -12,8 +12,8 @@ from launcher.compose import compose_cluster, compose_config, compose_file, conf
 def test_the_defaults_are_an_emulated_v4_16_with_the_nano_model() -> None:
     config = load(compose_config(["model=gemma"]))
     assert (config.cluster.name, config.cluster.hosts, config.cluster.chips) == ("local", 2, 8)
-    assert config.model.variant == "gemma3-nano"
-    assert config.data.source == "python_stdlib"
+    assert config.training.model.variant == "gemma3-nano"
+    assert config.training.data.source == "python_stdlib"
     assert config.trainer.lr is None
     assert config.cluster.usd_per_hour == 0.0
 
@@ -30,7 +30,7 @@ def options(group: str) -> list[str]:
 def test_every_cluster_profile_composes(profile: str) -> None:
     config = load(compose_config([f"cluster={profile}"]))
     assert config.cluster.name == profile
-    assert config.model.variant == ("gemma3-nano" if profile == "local" else "gemma3-1b")
+    assert config.training.model.variant == ("gemma3-nano" if profile == "local" else "gemma3-1b")
 
 
 @pytest.mark.parametrize(("override", "expected"), [("10m", "10m"), ("auto", "auto"), ("20", 20)])
@@ -50,7 +50,7 @@ def test_every_experiment_composes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["text", "jsonl"])
 def test_data_of_the_users_own_needs_a_path(name: str) -> None:
-    assert load(compose_config([f"data={name}", "data.path=/x"])).data.path == "/x"
+    assert load(compose_config([f"data={name}", "data.path=/x"])).training.data.path == "/x"
     with pytest.raises(ConfigError, match=r"data.path is missing"):
         load(compose_config([f"data={name}"]))
 
@@ -92,7 +92,7 @@ def test_a_file_composes_over_the_defaults_and_overrides_over_the_file(tmp_path:
     path.write_text(yaml.safe_dump(values))
     config = compose_file(path, ["trainer.steps=9"])
     assert (config.trainer.steps, config.trainer.lr, config.trainer.mesh.fsdp) == (9, 1e-4, 2)
-    assert config.data.path == "it's, a=b"
+    assert config.training.data.path == "it's, a=b"
     assert config.run.secrets == ["A", "B"]
 
 

@@ -95,7 +95,7 @@ def test_a_place_that_cannot_be_used_is_refused(tmp_path: Path, run: dict[str, A
 def test_relative_paths_are_made_absolute_before_the_run_leaves_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = config_for(Path("runs"), data={"source": "text", "path": "book.txt"})
-    assert (config.data.path, config.run.root) == (str(tmp_path / "book.txt"), str(tmp_path / "runs"))
+    assert (config.training.data.path, config.run.root) == (str(tmp_path / "book.txt"), str(tmp_path / "runs"))
 
 
 def test_the_place_of_runs_follows_from_the_cluster(tmp_path: Path) -> None:
