@@ -64,7 +64,7 @@ def _execute(program: Entrypoint, work: Path) -> None:
     else:
         path = work / str(program.file)
         sys.path.insert(0, str(path.parent))
-        sys.argv = [str(program.file), *program.arguments]
+        sys.argv = [str(path), *program.arguments]
         runpy.run_path(str(path), run_name="__main__")
 
 

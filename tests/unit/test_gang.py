@@ -168,3 +168,26 @@ def test_a_status_of_a_later_version_is_still_read(run: RunDirectory) -> None:
     status = run.status()
     assert status is not None
     assert status.state is RunState.QUEUED
+
+
+def test_a_script_runs_from_its_start_and_has_a_first_step_of_each_attempt_only_where_it_tells_one(run: RunDirectory) -> None:
+    clock = Clock()
+    record = record_of(run, clock)
+    for attempt in (0, 1):
+        record.enter(RunState.RECOVERING if attempt else RunState.STARTING, "starting processes", attempt=attempt)
+        record.apply({"event": "phase", "phase": "script"})
+        clock.now += 5.0
+        assert record.status.phase == "running the script"
+    record.write()
+    status = run.status()
+    assert status is not None
+    assert (status.state, status.goodput) == (RunState.RUNNING, None), "nobody knows how much of that was training"
+    record.apply({"event": "phase", "phase": "training"})
+    for step in (7, 8):
+        record.apply({"event": "step", "step": step, "total_steps": 0, "loss": None, "tokens_per_second": None, "mfu": None})
+    clock.now += 10.0
+    record.write()
+    status = run.status()
+    assert status is not None
+    assert status.goodput == 0.5
+    assert [(event["step"], event["attempt"]) for event in run.events() if event["event"] == "first_step"] == [(7, 1)]
