@@ -18,12 +18,14 @@ from cluster.logs import set_up_logging
 from cluster.ray_http import HeadRefused
 from cluster.state import logs_dir
 from launcher import jobs
+from launcher.code import pack_data
 from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, quote_entrypoint, register_schema
 from launcher.config import LaunchConfig
 from launcher.environment import read_dotenv
 from launcher.follow import EXIT_INTERRUPTED, follow
 from launcher.plan import describe
 from launcher.preflight import prepare_run
+from launcher.run_files import is_object
 from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,10 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     Raises ConfigError before anything is started, ClusterError when the cluster cannot be brought up.
     """
     config = config.with_environment(os.environ).with_absolute_paths()
-    run, code = prepare_run(config)
+    on_gs = is_object(config.run.root or "")
+    reached = clusters.reach_cloud(config.cluster) if on_gs else config.cluster
+    run, code = prepare_run(config, reached.storage_endpoint)
+    data = pack_data(config.data) if on_gs and config.data is not None else None
     clusters.check_name(config.cluster.name, bare=False)
     running = clusters.running(config.cluster)
     if running is not None:
@@ -76,6 +81,8 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
         console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True, markup=False)
     console.print()
     cluster = clusters.up(config.cluster, lambda text: console.print(text, highlight=False))
+    if data is not None:
+        run.write_data(data)
     submit(cluster, run, config, code)
     if detach:
         console.print(f"submitted; follow it with: tpu train attach {run.url}", highlight=False, soft_wrap=True)

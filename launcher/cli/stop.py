@@ -103,7 +103,7 @@ def unfinished_runs(cluster: Cluster) -> list[RunDirectory]:
     except PodlaunchError:
         return []  # what cannot be asked must be stopped all the same
     try:
-        found = [RunDirectory(path) for path in jobs.run_directories(cluster)]
+        found = [RunDirectory(url, cluster.config.storage_endpoint) for url in jobs.run_directories(cluster)]
     except TunnelError:
         return []  # no way to the head: its runs end with it
     return [run for run in found if (status := run.status()) is not None and status.state not in FINAL and status.cluster == cluster.name]

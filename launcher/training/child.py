@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m launcher.training.child")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, default=0)
+    parser.add_argument("--checkpoints", help="where they are, a local path or gs://; by default in RUN_DIR")
     args = parser.parse_args(argv)
     reporter = reporter_from_environment()
     if program := program_of(args.run_dir):
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     code, opened = EXIT_FAILED, contextlib.ExitStack()
     try:
         try:
-            code = run(args.run_dir, args.attempt, reporter, opened)
+            code = run(args.run_dir, args.attempt, reporter, opened, args.checkpoints)
         except Exception as error:  # noqa: BLE001  # the outermost loop: whatever happened is told to the log and to the supervisor
             tell(error, reporter)
         opened.close()  # after the telling: it may wait for peers that are gone
@@ -92,7 +93,7 @@ def run_users(program: Entrypoint, run_dir: Path, reporter: Reporter) -> NoRetur
     sys.exit(EXIT_DONE)
 
 
-def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.ExitStack) -> int:
+def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.ExitStack, checkpoints: str | None) -> int:
     """Train what RUN_DIR/config.yaml says; the exit code. Raises whatever goes wrong, and then leaves the job in `opened`."""
     reporter.emit("phase", phase="connecting")
     if user_code := os.environ.get("PODLAUNCH_USER_CODE"):
@@ -104,7 +105,15 @@ def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.Exit
 
     config = LaunchConfig.from_yaml(run_dir / "config.yaml")
     job = opened.enter_context(
-        TrainingJob(config.training, run_dir, reporter, attempt=attempt, peak_flops=peak_flops(), allow=config.run.allow)
+        TrainingJob(
+            config.training,
+            run_dir,
+            reporter,
+            attempt=attempt,
+            peak_flops=peak_flops(),
+            allow=config.run.allow,
+            checkpoints=checkpoints,
+        )
     )
     code = EXIT_DONE
     try:

@@ -55,7 +55,7 @@ class TrainingJob:
     """Trains what `config` says into the folder `output`; goes on from the newest good checkpoint there.
 
     `peak_flops` is the sum over all chips of the run, in FLOP/s; without it no MFU is reported. `allow` names what a resume may find
-    changed (`run.allow`). Other exceptions than those named at
+    changed (`run.allow`). `checkpoints`: where they are instead of in `output`, a local path or gs://. Other exceptions than those named at
     the methods are bugs or JAX's own (out of memory, a lost peer).
     """
 
@@ -68,9 +68,11 @@ class TrainingJob:
         attempt: int = 0,
         peak_flops: float | None = None,
         allow: Collection[str] = (),
+        checkpoints: str | None = None,
     ) -> None:
         self.config, self.output, self.attempt = config, output, attempt
         self.peak_flops, self.allow = peak_flops, allow
+        self.checkpoints = checkpoints or str(output / FOLDER)
         self.reporter = reporter or SilentReporter()
         self.tokenizer: Tokenizer = ByteTokenizer()
         self._open = contextlib.ExitStack()
@@ -150,7 +152,7 @@ class TrainingJob:
         trainer = self.config.trainer
         retention = Retention(trainer.keep_checkpoints, trainer.keep_every)
         meaning = meaning_of(self.config, data.key)
-        return Checkpoints(self.output / FOLDER, retention, self.reporter, meaning=meaning, allow=self.allow)
+        return Checkpoints(self.checkpoints, retention, self.reporter, meaning=meaning, allow=self.allow)
 
     def _loop(self, ready: "_Prepared", first: int) -> Loop:
         history = history_of(RunDirectory(self.output).events()) if is_main() else History()

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from launcher.training.reporter import StepThrottle, reporter_from_environment
 from launcher.training.rows import Rows
@@ -47,8 +47,16 @@ def initialize() -> None:
 
 
 def checkpoint_dir() -> Path:
-    """Where checkpoints belong that the run shall find again: in its run directory; elsewhere ./checkpoints. Made when it is not there."""
-    path = Path(os.environ.get("PODLAUNCH_CHECKPOINT_DIR") or "checkpoints").absolute()
+    """Where checkpoints belong that the run shall find again: in its run directory; elsewhere ./checkpoints. Made when it is not there.
+
+    For a run on gs:// an `etils.epath.Path`, which has the same methods and which Orbax takes as well.
+    """
+    place = os.environ.get("PODLAUNCH_CHECKPOINT_DIR") or "checkpoints"
+    if "://" in place:
+        from etils import epath  # comes with Orbax
+
+        return cast(Path, epath.Path(place))
+    path = Path(place).absolute()
     path.mkdir(parents=True, exist_ok=True)
     return path
 
