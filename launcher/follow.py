@@ -92,6 +92,8 @@ def _describe_event(event: dict[str, Any]) -> str | None:
             return f"checkpoint of step {event['step']} set aside: {event['reason']}"
         case "failure":
             return f"attempt {event['attempt']} failed at step {event['step']} on host {event['host']} ({event['cause']}): {event['error']}"
+        case "backoff":
+            return f"attempt {event['attempt']} starts in {event['seconds']:.0f} s: the one before came no further"
         case "state" if event["state"] == RunState.RECOVERING:
             return f"starting attempt {event['attempt']}"
     return None

@@ -43,6 +43,15 @@ class RunState(StrEnum):
     SUSPENDED = "SUSPENDED"
 
 
+class StopRequest(StrEnum):
+    """What the file `stop` of a run directory asks for."""
+
+    SAVE = "save"
+    """Checkpoint and end."""
+    NOW = "now"
+    """End without a checkpoint."""
+
+
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 
 TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
@@ -134,7 +143,6 @@ class RunDirectory:
         """`endpoint`: as for Bucket, for gs:// only."""
         self.files = open_files(url, endpoint)
         self.url = self.files.url
-        self._asked, self._stop = float("-inf"), False
 
     @property
     def run_id(self) -> str:
@@ -222,17 +230,15 @@ class RunDirectory:
                 found.setdefault(int(parts[1]), []).append(int(parts[2]))
         return {attempt: sorted(found[attempt]) for attempt in sorted(found)}
 
-    def request_stop(self) -> None:
-        """Ask the run's supervisor to checkpoint and end the run."""
-        self.files.write("stop", b"")
-        self._asked = float("-inf")
+    def request_stop(self, how: StopRequest = StopRequest.SAVE) -> None:
+        """Ask the run's supervisor to end the run."""
+        self.files.write("stop", how.encode())
 
-    def stop_requested(self) -> bool:
-        """Asked again only after `poll_s`: on gs:// each question is a request."""
-        now = time.monotonic()
-        if now - self._asked >= self.poll_s or self._stop:
-            self._asked, self._stop = now, self.files.read("stop") is not None
-        return self._stop
+    def stop_requested(self) -> StopRequest | None:
+        content = self.files.read("stop")
+        if content is None:
+            return None
+        return StopRequest.NOW if content.strip() == StopRequest.NOW.encode() else StopRequest.SAVE
 
     def write_data(self, archive: bytes) -> None:
         self.files.write(DATA, archive)

@@ -13,7 +13,7 @@ from launcher.cli.options import CONSOLE, cluster_of, locate_run, storage_endpoi
 from launcher.compose import compose_file
 from launcher.follow import follow
 from launcher.run_files import is_object
-from launcher.runs import FINAL, RunState, list_runs
+from launcher.runs import FINAL, RunState, StopRequest, list_runs
 
 app = typer.Typer(help="Training runs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -95,14 +95,18 @@ def logs(
 
 
 @app.command("stop")
-def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
+def stop(
+    run: Run,
+    root: Root = DEFAULT_ROOT,
+    now: Annotated[bool, typer.Option("--now", help="End at once, without a checkpoint: what came after the last one is lost.")] = False,
+) -> None:
     """Ask a run to checkpoint and end."""
     directory = locate_run(run, root)
     status = directory.status()
     if status is not None and status.state in FINAL:
         raise PodlaunchError(f"run {directory.run_id!r} is {status.state} already")
-    directory.request_stop()
+    directory.request_stop(StopRequest.NOW if now else StopRequest.SAVE)
     if reason := launcher_app.supervisor_gone(cluster_of(directory), directory):
         launcher_app.end_orphan(directory, RunState.STOPPED, reason)
-    text = f"run {directory.run_id!r} will checkpoint and end; follow it with: tpu train attach {directory.url}"
+    text = f"run {directory.run_id!r} will {'end' if now else 'checkpoint and end'}; follow it with: tpu train attach {directory.url}"
     CONSOLE.print(text, highlight=False, soft_wrap=True)

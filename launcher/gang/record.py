@@ -33,8 +33,6 @@ class RunRecord:
         self._written = 0.0
         self._slices_since: float | None = None
         self._cost = status.cost_usd or 0.0
-        self._stepped: int | None = None
-        """The last attempt that did a step."""
         self.status = status
 
     def enter(self, state: RunState, phase: str, **fields: Any) -> None:
@@ -97,18 +95,11 @@ class RunRecord:
 
     def _on_phase(self, event: Mapping[str, Any]) -> None:
         phase = CHILD_PHASES.get(event["phase"], event["phase"])
-        if event["phase"] == "script":  # it need not report any step
-            self.enter(RunState.RUNNING, phase)
-            return
         self._close_phase()
         self._set(phase=phase)
         self.write()
 
     def _on_step(self, event: Mapping[str, Any]) -> None:
-        if self._stepped != self.status.attempt:
-            self._stepped = self.status.attempt
-            self.event("first_step", step=event["step"], attempt=self.status.attempt)
-            self.enter(RunState.RUNNING, self.status.phase)
         new = {key: event[key] for key in ("loss", "tokens_per_second", "mfu") if event.get(key) is not None}
         self._set(step=event["step"], total_steps=event["total_steps"], **new)
 
