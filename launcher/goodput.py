@@ -24,6 +24,8 @@ class Phase(StrEnum):
     RESTORING = "restoring"
     INITIALIZING = "initializing the model"
     EVALUATING = "evaluating"
+    SCRIPT = "running the script"
+    """What a program of the user's does before, between and after the steps that it tells of; all, when it tells of none."""
     TRAINING = "training"
     AGAIN = "training again"
     """Steps that an earlier attempt had done, and no checkpoint held."""
@@ -122,6 +124,8 @@ class Account:
 
 
 def goodput(seconds: Mapping[str, float]) -> float | None:
-    """The share of all time that trained something new, 0 to 1; None when no time has passed."""
+    """The share of all time that trained something new, 0 to 1; None when no time has passed, or a script tells of no steps."""
     total = sum(seconds.values())
+    if Phase.SCRIPT in seconds and Phase.TRAINING not in seconds:
+        return None
     return seconds.get(Phase.TRAINING, 0.0) / total if total > 0 else None

@@ -15,6 +15,7 @@ CHILD_PHASES: Mapping[str, Phase] = {
     "restoring": Phase.RESTORING,
     "initializing": Phase.INITIALIZING,
     "evaluating": Phase.EVALUATING,
+    "script": Phase.SCRIPT,
     "training": Phase.TRAINING,
     "saving": Phase.SAVING,
     "exporting": Phase.EXPORTING,
