@@ -3,10 +3,11 @@
     <run.root>/<run_id>/
       config.yaml  code.zip  status.json  events.jsonl  metrics.jsonl
       logs/<attempt>/host-<i>.log  checkpoints/<step>/  export/  tensorboard/
-      stop                   present once somebody asked the run to stop
+      claims/<attempt>.json  whose attempt it is (launcher/claims.py)
+      stop                   present once somebody asked the run to stop; it holds `suspend` when the run shall go on later
 
-The command line, the dashboard and outside scripts read it; only the run's supervisor writes status.json and events.jsonl, and only
-process 0 of the training gang writes metrics.jsonl.
+The command line, the dashboard and outside scripts read it; only whoever holds the newest claim (the run's supervisor, or who submits or
+ends the run in its place) writes status.json and events.jsonl, and only process 0 of the training gang writes metrics.jsonl.
 """
 
 import json
@@ -39,6 +40,7 @@ class RunState(StrEnum):
     SUSPENDED = "SUSPENDED"
 
 
+_SUSPEND = "suspend"
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 
 TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
@@ -107,6 +109,10 @@ class RunStatus:
     first_failure: FirstFailure | None = None
     phases: dict[str, float] = field(default_factory=dict)
     job: str | None = None
+    restarts: int = 0
+    """How much of run.max_restarts is spent since a person last asked for the run."""
+    quiet_at: float = 0.0
+    """From then on no process of an earlier attempt lives any more, whatever became of its supervisor."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunStatus":
@@ -181,12 +187,15 @@ class RunDirectory:
     def log(self, attempt: int, host: int) -> Path:
         return self.path / "logs" / str(attempt) / f"host-{host}.log"
 
-    def request_stop(self) -> None:
-        """Ask the run's supervisor to checkpoint and end the run."""
-        (self.path / "stop").touch()
+    def request_stop(self, *, suspend: bool = False) -> None:
+        """Ask the run's supervisor to checkpoint and end the run. `suspend`: it goes on when its cluster is up again."""
+        (self.path / "stop").write_text(_SUSPEND if suspend else "")
 
     def stop_requested(self) -> bool:
         return (self.path / "stop").exists()
+
+    def suspend_requested(self) -> bool:
+        return self.stop_requested() and (self.path / "stop").read_text() == _SUSPEND
 
     def clear_stop_request(self) -> None:
         (self.path / "stop").unlink(missing_ok=True)

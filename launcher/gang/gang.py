@@ -12,12 +12,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
+from launcher.gang.lease import EVENT_WAIT_S, LEASE_S
 from launcher.gang.placement import Host, incomplete, living_hosts, process_environment
 from launcher.gang.runner import Event, Runner
 from launcher.runs import RunDirectory
 
-EVENT_WAIT_S = 20.0
-"""How long a runner holds a question for events before it answers with none."""
 DRAIN_LIMIT_S = 60.0
 """What is still on a slice that was given up may be ended after this."""
 
@@ -96,7 +95,8 @@ class Gang:
             )
             for index, runner in enumerate(self._runners)
         ]
-        self._ask(calls, timeout)
+        self._wait_renewing(calls, timeout)
+        self._ask(calls, 0.0)
         self._pending = {}
 
     def poll(self, timeout: float) -> list[tuple[int, Event]]:
@@ -105,7 +105,8 @@ class Gang:
         for index, runner in enumerate(self._runners):
             if index not in waiting:
                 self._pending[runner.next_events.remote(EVENT_WAIT_S)] = index
-        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+        ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+        ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         found: list[tuple[int, Event]] = []
         for reference in ready:
             index = self._pending.pop(reference)
@@ -142,6 +143,15 @@ class Gang:
         for group in reversed(self._groups):
             remove_placement_group(group)
         self._runners, self._groups, self._pending, self.hosts, self.incomplete = [], [], {}, [], []
+
+    def _wait_renewing(self, calls: Sequence[Any], timeout: float) -> None:
+        """Wait for all calls; hosts that are ready are told meanwhile that their supervisor lives."""
+        deadline = time.monotonic() + timeout
+        pending = list(calls)
+        while pending and time.monotonic() < deadline:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=LEASE_S / 5)
+            for runner in self._runners if pending else ():
+                runner.renew.remote()
 
     def _ask(self, calls: Sequence[Any], timeout: float) -> list[Any]:
         try:

@@ -22,10 +22,13 @@ from cluster.autoscaler import slice_resource
 from cluster.logs import set_up_logging
 from cluster.secret_place import SecretPlace
 from cluster.tpu.lifecycle import provisioning_limit
+from launcher.attempts import settle
+from launcher.claims import Claims, Superseded
 from launcher.gang.evidence import Cause, HostFailure, classify
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
+from launcher.index import index_of
 from launcher.runs import Recoveries, RunDirectory, RunState
 
 logger = logging.getLogger(__name__)
@@ -87,7 +90,7 @@ class Supervisor:
         self._taken = taken
         self._hosts_limit = hosts_limit
         self._interrupted = False
-        self._restarts = 0  # of this job: a run that is taken up again has its whole budget
+        self._restarts = record.status.restarts  # a person who takes the run up again gives it its whole budget
 
     def interrupt(self, *_: object) -> None:
         """A signal handler: stop the run the way `tpu train stop` does."""
@@ -226,7 +229,12 @@ class Supervisor:
         self._restarts += cause in BUDGETED
         counts = {**vars(status.recoveries), cause.value: getattr(status.recoveries, cause.value) + 1}
         self._record.enter(
-            RunState.RECOVERING, "recovering", attempt=status.attempt + 1, recoveries=Recoveries(**counts), first_failure=failure
+            RunState.RECOVERING,
+            "recovering",
+            attempt=status.attempt + 1,
+            recoveries=Recoveries(**counts),
+            first_failure=failure,
+            restarts=self._restarts,
         )
         self._clear(first)
         return True
@@ -252,6 +260,15 @@ class Supervisor:
         return self._interrupted or self._directory.stop_requested()
 
 
+def wait_for_silence(record: RunRecord, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+    """Return when no training process of a supervisor before this one lives any more: the run is never executed twice at a time."""
+    if clock() < record.status.quiet_at:
+        record.enter(record.status.state, "waiting for the end of what was left")
+    while clock() < record.status.quiet_at:
+        record.tick()
+        sleep(0.2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", type=Path)
@@ -263,8 +280,11 @@ def main() -> None:
     config = directory.config()
     status = directory.status()
     assert status is not None, f"{directory.path} has no status.json"
+    if not Claims(directory.path).holds(arguments.job):
+        logger.warning("somebody else has taken the run over; job %s does nothing", arguments.job)
+        return
     record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)
-    record.enter(RunState.STARTING, "connecting to Ray")
+    record.enter(RunState.STARTING if status.state is RunState.QUEUED else RunState.RECOVERING, "connecting to Ray")
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
     gang = Gang(directory, config.slices, slice_resource(config.slices), arguments.secrets)
     supervisor = Supervisor(
@@ -277,15 +297,19 @@ def main() -> None:
     )
     signal.signal(signal.SIGTERM, supervisor.interrupt)
     try:
+        wait_for_silence(record, time.time, time.sleep)
         supervisor.run()
+    except Superseded as error:
+        logger.warning("ending without a word more: %s", error)
+        gang.release()
+        return
     except BaseException as error:
         # The outermost loop: whatever went wrong here must be found in the run directory, not in the log of a job that may be gone.
         logger.exception("the supervisor failed")
         record.enter(RunState.FAILED, "", reason=f"the supervisor failed: {type(error).__name__}: {error}", ended_at=time.time())
         raise
     finally:
-        if arguments.secrets is not None:
-            arguments.secrets.delete()
+        settle(directory, index_of(config.cluster.name))
     print(json.dumps({"run": directory.run_id, "state": record.status.state}))
 
 

@@ -76,12 +76,22 @@ def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.Exit
         sys.path.append(user_code)
     gang = Gang.from_environment()
     connect(gang)
+    from launcher.claims import Claims
     from launcher.config import LaunchConfig
     from launcher.training.job import Preempted, TrainingJob
 
     config = LaunchConfig.from_yaml(run_dir / "config.yaml")
+    claims = Claims(run_dir)
     job = opened.enter_context(
-        TrainingJob(config.training, run_dir, reporter, attempt=attempt, peak_flops=peak_flops(), allow=config.run.allow)
+        TrainingJob(
+            config.training,
+            run_dir,
+            reporter,
+            attempt=attempt,
+            peak_flops=peak_flops(),
+            allow=config.run.allow,
+            may_publish=lambda: claims.check(attempt),
+        )
     )
     code = EXIT_DONE
     try:

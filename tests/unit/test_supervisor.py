@@ -311,7 +311,7 @@ def test_a_sick_machine_costs_its_slice_and_the_budget(run: RunDirectory) -> Non
     assert supervise(run, gang, clock).recoveries == Recoveries(infrastructure=1)
     assert gang.calls[3:5] == ["replace s0", "release"]
     endless: list[Script] = [[(1, sick)] for _ in range(5)]
-    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0))
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, attempt=1, started_at=1000.0))
     assert supervise(run, ScriptedGang(clock, *endless), clock, max_restarts=2).state is RunState.FAILED, "a bad program burns no slices"
 
 
