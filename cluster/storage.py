@@ -30,6 +30,14 @@ _CHUNK_BYTES = 32 * 2**20
 """A large file is sent in pieces of this size, each of which is repeated by itself."""
 
 
+def split_url(url: str) -> tuple[str, str]:
+    """Bucket and object name of gs://<bucket>/<name>; the name may be empty. Raises ValueError for anything else."""
+    found = re.fullmatch(r"gs://([^/]+)(?:/(.*))?", url)
+    if found is None:
+        raise ValueError(f"{url!r} is not gs://<bucket>/<name>")
+    return found[1], found[2] or ""
+
+
 class Bucket:
     """A bucket by name. Nothing is asked before the first call."""
 
@@ -87,6 +95,24 @@ class Bucket:
 
         return self._ask(self.url(blob_name), upload)
 
+    def write(self, blob_name: str, content: bytes) -> None:
+        """Store the content, over what was there."""
+        self._ask(self.url(blob_name), lambda: self._blob(blob_name).upload_from_string(content, **self._limits))
+
+    def create(self, blob_name: str, content: bytes) -> bool:
+        """Store the content unless the object exists already. Returns whether this call stored it: of several at once exactly one."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        def upload() -> bool:
+            blob = self._blob(blob_name)
+            try:
+                blob.upload_from_string(content, if_generation_match=0, **self._limits)
+            except PreconditionFailed:  # also when the answer to our own first try was lost: then the content is ours
+                return bool(blob.download_as_bytes(**self._limits) == content)
+            return True
+
+        return self._ask(self.url(blob_name), upload)
+
     def exists(self, blob_name: str) -> bool:
         """False also when there is no such bucket."""
         return self._ask(self.url(blob_name), lambda: bool(self._blob(blob_name).exists(**self._limits)))
@@ -105,6 +131,19 @@ class Bucket:
         return self._ask(
             self.url(prefix), lambda: [blob.name for blob in self._client.list_blobs(self.name, prefix=prefix, **self._limits)]
         )
+
+    def changed(self, folder: str, name: str) -> dict[str, float]:
+        """The folders directly in `folder` ('' or ending in '/') with an object called `name`, and when it was written last, in seconds
+        since the epoch. Raises NotFoundError when there is no such bucket.
+        """
+        wanted = re.compile(re.escape(folder) + r"([^/]+)/" + re.escape(name))
+
+        def look() -> dict[str, float]:
+            found = self._client.list_blobs(self.name, prefix=folder, match_glob=f"{folder}*/{name}", **self._limits)
+            # fake-gcs-server passes over match_glob and lists everything.
+            return {match[1]: blob.updated.timestamp() for blob in found if (match := wanted.fullmatch(blob.name))}
+
+        return self._ask(self.url(folder), look)
 
     def delete(self, blob_name: str) -> bool:
         """Returns whether there was such an object."""

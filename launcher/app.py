@@ -16,7 +16,7 @@ from cluster.clusters import Cluster
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, PodlaunchError
 from cluster.logs import set_up_logging
-from cluster.state import logs_dir, write_atomic_bytes
+from cluster.state import logs_dir
 from launcher import jobs
 from launcher.attempts import claim_next, end_run, submit_next
 from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, register_schema
@@ -80,7 +80,7 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     cluster = bring_up(config.cluster, lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False))
     submit(cluster, run, config, code)
     if detach:
-        console.print(f"submitted; follow it with: tpu train attach {run.path}", highlight=False, soft_wrap=True)
+        console.print(f"submitted; follow it with: tpu train attach {run.url}", highlight=False, soft_wrap=True)
         return 0
     return follow(run, console, check=SupervisorWatch(cluster.name, run))
 
@@ -100,7 +100,7 @@ def bring_up(config: ClusterConfig, say: Callable[[str], None]) -> Cluster:
 
 def _take_up(cluster: Cluster, entry: Entry, status: RunStatus) -> str:
     """Go on with a suspended run. Returns what became of it, in words."""
-    stays = f"run {entry.run.path} stays SUSPENDED: "
+    stays = f"run {entry.run.url} stays SUSPENDED: "
     if missing := [name for name in entry.secret_names if not os.environ.get(name)]:
         return f"{stays}it was started with {', '.join(missing)}; set that and bring the cluster up again"
     try:
@@ -109,7 +109,7 @@ def _take_up(cluster: Cluster, entry: Entry, status: RunStatus) -> str:
         return f"{stays}{error}"
     claimed = claim_next(entry.run)
     if claimed is None:
-        return f"run {entry.run.path} is being taken up by another command"
+        return f"run {entry.run.url} is being taken up by another command"
     entry.run.clear_stop_request()
     attempt, job = claimed
     secrets, names = jobs.store_secrets(cluster, entry.run, entry.secret_names)
@@ -118,7 +118,7 @@ def _take_up(cluster: Cluster, entry: Entry, status: RunStatus) -> str:
     )
     entry.run.append_event({"event": "state", "state": again.state.value, "attempt": attempt})
     submit_next(entry.run, Entry(entry.run_directory, secrets, names), index_of(cluster.name), cluster.http, again)
-    return f"run {entry.run.path} goes on"
+    return f"run {entry.run.url} goes on"
 
 
 def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: bytes) -> str:
@@ -126,11 +126,11 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     before = run.status()
     claimed = claim_next(run)
     if claimed is None:
-        raise ClusterError(f"run {run.run_id!r} is being started by another command; follow it with `tpu train attach {run.path}`")
+        raise ClusterError(f"run {run.run_id!r} is being started by another command; follow it with `tpu train attach {run.url}`")
     attempt, job = claimed
     run.create(config)
     run.clear_stop_request()
-    write_atomic_bytes(run.code, code)
+    run.write_code(code)
     fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=time.time(), attempt=attempt, job=job)
     if before is not None:
         fresh = dataclasses.replace(
@@ -148,7 +148,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     secrets, names = jobs.store_secrets(cluster, run, config.run.secrets)
     status = dataclasses.replace(fresh, total_steps=config.trainer.steps, phase="submitted", updated_at=time.time())
     try:
-        return submit_next(run, Entry(str(run.path), secrets, names), index, cluster.http, status)
+        return submit_next(run, Entry(run.url, secrets, names), index, cluster.http, status)
     except ClusterError as error:
         end_run(run, RunState.FAILED, str(error), index)
         raise

@@ -17,7 +17,7 @@ from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
 
 def next_attempt(run: RunDirectory) -> int:
     """The number of the next attempt; the first is 0."""
-    status, claim = run.status(), Claims(run.path).newest()
+    status, claim = run.status(), Claims(run.files).newest()
     return 1 + max(-1 if status is None else status.attempt, -1 if claim is None else claim.attempt)
 
 
@@ -25,7 +25,7 @@ def claim_next(run: RunDirectory) -> tuple[int, str] | None:
     """The next attempt and its job's id, or None when somebody else was faster."""
     attempt = next_attempt(run)
     job = jobs.job_id(run, attempt)
-    return (attempt, job) if Claims(run.path).claim(attempt, job) else None
+    return (attempt, job) if Claims(run.files).claim(attempt, job) else None
 
 
 def submit_next(run: RunDirectory, entry: Entry, index: RunIndex, http: RayHttp, status: RunStatus) -> str:

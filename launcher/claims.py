@@ -3,19 +3,20 @@
     <run>/claims/<attempt>.json      {attempt, holder, time}
 
 The newest claim holds the run. Whoever finds a newer one than its own has been replaced: it writes and publishes nothing any more. A claim
-appears whole or not at all, and exactly one of several claimants of an attempt gets it (on gs:// the same is `if_generation_match=0`).
+appears whole or not at all, and exactly one of several claimants of an attempt gets it (on gs:// by `if_generation_match=0`).
 """
 
 import json
-import os
-import tempfile
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from cluster.errors import PodlaunchError
-from cluster.state import read_json
+from launcher.run_files import RunFiles
+
+_FOLDER = "claims"
+_NAME = re.compile(r"(\d+)\.json")
 
 
 class Superseded(PodlaunchError):
@@ -26,41 +27,28 @@ class Superseded(PodlaunchError):
 class Claim:
     attempt: int
     holder: str
-    """The job whose attempt it is, or what ended the run in its place."""
+    """The job whose attempt it is."""
     time: float
     """Seconds since the epoch."""
 
 
 class Claims:
-    """The claims of one run."""
+    """The claims of one run. Methods raise OSError or CloudError when its place does not answer."""
 
-    def __init__(self, run: Path, clock: Callable[[], float] = time.time) -> None:
-        self._folder, self._clock = run / "claims", clock
+    def __init__(self, files: RunFiles, clock: Callable[[], float] = time.time) -> None:
+        self._files, self._clock = files, clock
 
     def claim(self, attempt: int, holder: str) -> bool:
         """Whether the attempt is `holder`'s now: nobody had claimed it, nor a later one."""
         newest = self.newest()
         if newest is not None and newest.attempt >= attempt:
             return False
-        self._folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._folder, prefix=".")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(asdict(Claim(attempt, holder, self._clock())), file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            os.link(name, self._path(attempt))  # unlike a rename, refused where the claim exists
-        except FileExistsError:
-            return False
-        finally:
-            Path(name).unlink()
-        return True
+        return self._files.create(f"{_FOLDER}/{attempt}.json", json.dumps(asdict(Claim(attempt, holder, self._clock()))).encode())
 
     def newest(self) -> Claim | None:
-        attempts = [int(path.stem) for path in self._folder.glob("[0-9]*.json")]
-        values = read_json(self._path(max(attempts))) if attempts else None
-        return None if values is None else Claim(int(values["attempt"]), str(values["holder"]), float(values["time"]))
+        attempts = [int(name[1]) for file in self._files.list(_FOLDER) if (name := _NAME.fullmatch(file)) is not None]
+        content = self._files.read(f"{_FOLDER}/{max(attempts)}.json") if attempts else None
+        return None if content is None else Claim(**json.loads(content))
 
     def holds(self, holder: str) -> bool:
         """Whether the newest claim is `holder`'s."""
@@ -72,6 +60,3 @@ class Claims:
         newest = self.newest()
         if newest is not None and newest.attempt > attempt:
             raise Superseded(f"attempt {newest.attempt} ({newest.holder}) has taken the run over from attempt {attempt}")
-
-    def _path(self, attempt: int) -> Path:
-        return self._folder / f"{attempt}.json"

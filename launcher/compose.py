@@ -28,9 +28,12 @@ def config_dir() -> Path:
 
 
 def register_schema() -> None:
-    """Give Hydra the types. Frozen dataclasses would make the composed config read-only for Hydra's own overrides, so it is thawed."""
+    """Give Hydra the types. Frozen dataclasses would make the composed config read-only for Hydra's own overrides, so it is thawed; what
+    the user names freely (labels, types of slices) is open, and `load` checks it.
+    """
     schema = OmegaConf.structured(LaunchConfig)
     _thaw(schema)
+    _open(schema)
     ConfigStore.instance().store(name="schema", node=schema)
 
 
@@ -164,6 +167,19 @@ def _thaw(node: DictConfig) -> None:
                 child = cast(DictConfig, node._get_node(key))
             if not child._is_none() and OmegaConf.get_type(child) is not dict:
                 _thaw(child)
+
+
+def _open(node: DictConfig) -> None:
+    """Let mappings of names of the user's own take new keys, without a type: OmegaConf would make frozen dataclasses of their values."""
+    for key in node:
+        child = node._get_node(key)
+        if not isinstance(child, DictConfig) or child._is_none():
+            continue
+        if OmegaConf.get_type(child) is dict:
+            child._metadata.element_type = Any
+            OmegaConf.set_struct(child, False)
+        else:
+            _open(child)
 
 
 def _without_missing(values: Mapping[str, Any]) -> dict[str, Any]:

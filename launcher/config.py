@@ -300,13 +300,20 @@ class LaunchConfig:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises ConfigError when it is missing, unreadable or something else."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    return parse_yaml(content, str(path))
+
+
+def parse_yaml(content: bytes, place: str) -> dict[str, Any]:
+    """YAML text that holds a mapping; `place` is where it comes from. Raises ConfigError when it is something else."""
+    try:
+        values = yaml.safe_load(content.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+        raise ConfigError(f"{place}: expected a mapping of settings, got {type(values).__name__}")
     return values
 
 

@@ -16,8 +16,6 @@ from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
 EXIT_OK = 0
 EXIT_JOB_FAILED = 100
 EXIT_INTERRUPTED = 130
-POLL_S = 0.2
-
 ENDS = FINAL | {RunState.SUSPENDED}
 
 
@@ -30,8 +28,8 @@ def follow(run: RunDirectory, console: Console, *, check: Callable[[], str | Non
         status = _watch(run, console, check, sleep)
     except KeyboardInterrupt:
         console.print(
-            f"\ndetached; the run goes on. Follow it again: tpu train attach {run.path}\n"
-            f"                           Stop it:         tpu train stop {run.path}",
+            f"\ndetached; the run goes on. Follow it again: tpu train attach {run.url}\n"
+            f"                           Stop it:         tpu train stop {run.url}",
             highlight=False,
             soft_wrap=True,
         )
@@ -59,7 +57,7 @@ def _watch(run: RunDirectory, console: Console, check: Callable[[], str | None],
             if said is not None and said != told:
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
             told = said
-            sleep(POLL_S)
+            sleep(run.poll_s)
 
 
 class _News:
@@ -158,7 +156,7 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
     line("time", ", ".join(f"{phase} {spent:.1f} s" for phase, spent in phases if spent >= 0.05))
     if status.cost_usd is not None:
         line("cost", f"${status.cost_usd:.2f} (estimate by list price)")
-    line("directory", str(run.path))
+    line("directory", run.url)
 
 
 def _clock(seconds: float) -> str:

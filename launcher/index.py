@@ -78,7 +78,7 @@ class RunIndex:
             self.write(dataclasses.replace(entry, secrets=None))
 
     def _path(self, run: RunDirectory) -> Path:
-        digest = hashlib.sha256(str(run.path).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(run.url.encode()).hexdigest()[:8]
         return self.folder / f"{run.run_id}-{digest}.json"
 
 

@@ -5,7 +5,6 @@ Spoken over the dashboard's HTTP interface, so that a command line need not impo
 
 import json
 import shlex
-from pathlib import Path
 
 from cluster.clusters import Cluster
 from cluster.ray_http import RayHttp
@@ -28,11 +27,11 @@ def post(http: RayHttp, run: RunDirectory, job: str, secrets: SecretPlace | None
 
     No entrypoint resources: such a job's driver stays on the head, where no preemption can take it.
     """
-    arguments = [str(run.path), "--job", job]
+    arguments = [run.url, "--job", job]
     if secrets is not None:
         arguments += ["--secrets", secrets.to_json()]
     entrypoint = f'exec "$PODLAUNCH_PYTHON" -m launcher.gang.supervisor {shlex.join(arguments)}'
-    metadata = {"name": run.run_id, "run_directory": str(run.path)}
+    metadata = {"name": run.run_id, "run_directory": run.url}
     http.post("/api/jobs/", {"entrypoint": entrypoint, "submission_id": job, "metadata": metadata})
 
 
@@ -42,10 +41,10 @@ def ending(http: RayHttp, job: str) -> str:
     return lines[0] if lines else "Ray tells no reason"
 
 
-def run_directories(cluster: Cluster) -> list[Path]:
-    """The directories of all runs whose supervisors are this cluster's jobs, finished ones included."""
+def run_directories(cluster: Cluster) -> list[str]:
+    """The places of all runs whose supervisors are this cluster's jobs, finished ones included."""
     jobs = cluster.http.get("/api/jobs/")
-    return sorted({Path(directory) for job in jobs if (directory := (job.get("metadata") or {}).get("run_directory"))})
+    return sorted({str(directory) for job in jobs if (directory := (job.get("metadata") or {}).get("run_directory"))})
 
 
 def living(http: RayHttp) -> frozenset[str]:

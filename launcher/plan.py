@@ -28,7 +28,7 @@ def describe(config: LaunchConfig, run: RunDirectory) -> list[tuple[str, str]]:
             f"{cluster.provisioning}{', emulated on this machine' if cluster.cloud == 'emulated' else ''}",
         ),
         ("price", _price(cluster.usd_per_hour)),
-        ("directory", str(run.path)),
+        ("directory", run.url),
     ]
 
 

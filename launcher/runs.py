@@ -7,11 +7,12 @@
       stop                   present once somebody asked the run to stop; it holds `suspend` when the run shall go on later
 
 The command line, the dashboard and outside scripts read it; only whoever holds the newest claim (the run's supervisor, or who submits or
-ends the run in its place) writes status.json and events.jsonl, and only process 0 of the training gang writes metrics.jsonl.
+ends the run in its place) writes status.json and events.jsonl, and only process 0 of the training gang writes metrics.jsonl. On gs:// the
+files that grow (*.jsonl, logs) are folders of segments, see run_files.py.
 """
 
 import json
-import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +24,10 @@ from typing import Any
 import yaml
 
 from cluster.errors import ConfigError, PodlaunchError
-from cluster.state import read_json, write_atomic
-from launcher.config import LaunchConfig
+from launcher.config import LaunchConfig, parse_yaml
+from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
+
+_LOG = re.compile(r"(\d+)/host-(\d+)\.log")
 
 
 class RunState(StrEnum):
@@ -40,7 +43,7 @@ class RunState(StrEnum):
     SUSPENDED = "SUSPENDED"
 
 
-_SUSPEND = "suspend"
+_SUSPEND = b"suspend"
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 
 TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
@@ -130,83 +133,111 @@ class RunStatus:
 
 
 class RunDirectory:
-    """One run's folder."""
+    """One run's folder: a local one, or one below gs://. Methods raise OSError or CloudError when the place does not answer."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, url: str | Path, endpoint: str | None = None) -> None:
+        """`endpoint`: as for Bucket, for gs:// only."""
+        self.files = open_files(url, endpoint)
+        self.url = self.files.url
 
     @property
     def run_id(self) -> str:
-        return self.path.name
+        return self.url.rpartition("/")[2]
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def path(self) -> Path:
+        """Of a local one."""
+        assert isinstance(self.files, LocalFiles), self.url
+        return self.files.folder
 
     @property
-    def code(self) -> Path:
-        return self.path / "code.zip"
+    def checkpoints(self) -> str:
+        """Where they are: a local path or gs://."""
+        return f"{self.url}/checkpoints"
+
+    @property
+    def poll_s(self) -> float:
+        """How long to wait between two looks, or two replacements of the status, in seconds."""
+        return self.files.least_interval_s
 
     def exists(self) -> bool:
-        return (self.path / "config.yaml").exists()
+        return self.files.read("config.yaml") is not None
 
     def create(self, config: LaunchConfig) -> None:
         """Make the folder and write its config.yaml. Raises ConfigError when the place is not writable."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False), mode=0o644)
+            self.files.write("config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
         except OSError as error:
             advice = "choose another place with run.root=<folder>"
-            raise ConfigError(f"cannot write the run directory {self.path}: {error.strerror}; {advice}") from error
+            raise ConfigError(f"cannot write the run directory {self.url}: {error.strerror}; {advice}") from error
 
     def config(self) -> LaunchConfig:
-        return LaunchConfig.from_yaml(self.path / "config.yaml")
+        """Raises ConfigError, also when there is none."""
+        content = self.files.read("config.yaml")
+        if content is None:
+            raise ConfigError(f"{self.url} has no config.yaml")
+        return LaunchConfig.from_dict(parse_yaml(content, f"{self.url}/config.yaml"))
+
+    def read_code(self) -> bytes:
+        """The run's code.zip. Raises PodlaunchError when there is none."""
+        content = self.files.read("code.zip")
+        if content is None:
+            raise PodlaunchError(f"{self.url} has no code.zip")
+        return content
+
+    def write_code(self, content: bytes) -> None:
+        self.files.write("code.zip", content)
 
     def status(self) -> RunStatus | None:
         """The run's status, or None when it has none yet."""
-        values = read_json(self.path / "status.json")
-        return None if values is None else RunStatus.from_dict(values)
+        content = self.files.read("status.json")
+        return None if content is None else RunStatus.from_dict(json.loads(content))
 
     def write_status(self, status: RunStatus) -> None:
         """Replace status.json. Raises ValueError for a transition that the table does not know."""
         before = self.status()
         if before is not None and before.state is not status.state and status.state not in TRANSITIONS[before.state]:
             raise ValueError(f"{self.run_id}: {before.state} -> {status.state} is no transition of a run")
-        write_atomic(self.path / "status.json", json.dumps(status.to_dict(), indent=1) + "\n", mode=0o644)
+        self.files.write("status.json", (json.dumps(status.to_dict(), indent=1) + "\n").encode())
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Add one line to events.jsonl; `time` is filled in where the event has none."""
-        self._append("events.jsonl", {"time": time.time(), **event})
+        self.files.append("events.jsonl", (json.dumps({"time": time.time(), **event}) + "\n").encode())
 
     def events(self) -> "JsonLines":
-        return JsonLines(self.path / "events.jsonl")
+        return JsonLines(self.files.tail("events.jsonl"))
 
     def metrics(self) -> "JsonLines":
-        return JsonLines(self.path / "metrics.jsonl")
+        return JsonLines(self.files.tail("metrics.jsonl"))
 
-    def log(self, attempt: int, host: int) -> Path:
-        return self.path / "logs" / str(attempt) / f"host-{host}.log"
+    def log_name(self, attempt: int, host: int) -> str:
+        """Of the file that one training process writes to."""
+        return f"logs/{attempt}/host-{host}.log"
+
+    def read_log(self, attempt: int, host: int) -> bytes:
+        """What that training process has written so far."""
+        return self.files.read_grown(self.log_name(attempt, host))
+
+    def logs(self) -> dict[int, list[int]]:
+        """Attempt -> the hosts that wrote a log in it, both in order."""
+        found: dict[int, list[int]] = {}
+        for name in self.files.list("logs"):
+            if (parts := _LOG.fullmatch(name)) is not None:
+                found.setdefault(int(parts[1]), []).append(int(parts[2]))
+        return {attempt: sorted(found[attempt]) for attempt in sorted(found)}
 
     def request_stop(self, *, suspend: bool = False) -> None:
         """Ask the run's supervisor to checkpoint and end the run. `suspend`: it goes on when its cluster is up again."""
-        (self.path / "stop").write_text(_SUSPEND if suspend else "")
+        self.files.write("stop", _SUSPEND if suspend else b"")
 
     def stop_requested(self) -> bool:
-        return (self.path / "stop").exists()
+        return self.files.read("stop") is not None
 
     def suspend_requested(self) -> bool:
-        return self.stop_requested() and (self.path / "stop").read_text() == _SUSPEND
+        return self.files.read("stop") == _SUSPEND
 
     def clear_stop_request(self) -> None:
-        (self.path / "stop").unlink(missing_ok=True)
-
-    def _append(self, name: str, value: Mapping[str, Any]) -> None:
-        # One write call with O_APPEND: a line is never torn by another writer, and a crash loses at most the line being written.
-        handle = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, (json.dumps(value) + "\n").encode())
-        finally:
-            os.close(handle)
+        self.files.remove("stop")
 
 
 class JsonLines:
@@ -216,22 +247,13 @@ class JsonLines:
     writer was killed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._read = 0
-        """Bytes, up to the end of a line."""
+    def __init__(self, tail: Tail) -> None:
+        self._tail = tail
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._read)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._read += len(line)
-                if (value := _json_object(line)) is not None:
-                    yield value
+        for line in self._tail():
+            if (value := _json_object(line)) is not None:
+                yield value
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:
@@ -248,17 +270,21 @@ def new_run_id(variant: str, now: float) -> str:
     return f"{variant}-{stamp}-{secrets.token_hex(2)}"
 
 
-def find_run(root: str | Path, run: str) -> RunDirectory:
-    """A run by its name below `root`, or by the path of its directory. Raises PodlaunchError when there is none."""
-    for path in (Path(root) / run, Path(run)):
-        directory = RunDirectory(path.absolute())
+def find_run(root: str | Path, run: str, endpoint: str | None = None) -> RunDirectory:
+    """A run by its name below `root`, or by the place of its directory. Raises PodlaunchError when there is none.
+
+    `endpoint`: as for Bucket, for gs:// only.
+    """
+    base = RunRoot(root, endpoint).url
+    places = [run] if is_object(run) else [f"{base}/{run}", str(Path(run).absolute())]
+    for place in places:
+        directory = RunDirectory(place, endpoint)
         if directory.exists():
             return directory
-    raise PodlaunchError(f"no run {run!r} in {Path(root).absolute()}; `tpu train status` lists the runs there")
+    raise PodlaunchError(f"no run {run!r} in {base}; `tpu train status` lists the runs there")
 
 
-def list_runs(root: str | Path) -> list[RunDirectory]:
-    """Every run below `root`, the newest first."""
-    base = Path(root).absolute()
-    found = [RunDirectory(path) for path in base.iterdir() if (path / "config.yaml").exists()] if base.is_dir() else []
-    return sorted(found, key=lambda run: (run.path / "config.yaml").stat().st_mtime, reverse=True)
+def list_runs(root: str | Path, endpoint: str | None = None) -> list[RunDirectory]:
+    """Every run below `root`, the newest first. `endpoint`: as for Bucket, for gs:// only."""
+    base = RunRoot(root, endpoint)
+    return [RunDirectory(f"{base.url}/{name}", endpoint) for name in base.names()]

@@ -55,7 +55,7 @@ class SupervisorWatch:
         if known != self._known:  # the one that is known already is connected
             self._known = known
         if self._known is None or self._known.ended is not None:
-            give_up = f"end the run with `tpu train stop {self._run.path}`, then go on with it by run.resume=true"
+            give_up = f"end the run with `tpu train stop {self._run.url}`, then go on with it by run.resume=true"
             return self._missing(f"nothing is known here of cluster {self._name!r}, which the run is on; if it was stopped, {give_up}")
         try:
             lives = status.job in jobs.living(self._known.http)
@@ -68,7 +68,7 @@ class SupervisorWatch:
         """The head does not answer."""
         if not may_come_back(cluster):
             back = "`tpu start` brings it back, and the run goes on by itself from its last checkpoint"
-            give_up = f"or give the run up with `tpu train stop {self._run.path}`"
+            give_up = f"or give the run up with `tpu train stop {self._run.url}`"
             return self._missing(f"the head of cluster {cluster.name!r} is gone: {back}; {give_up}")
         self._gone = 0
         return f"the head of cluster {cluster.name!r} does not answer; the run goes on when it is back"

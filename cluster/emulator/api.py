@@ -80,7 +80,9 @@ class Api:
 
 
 def target_of(request: Any) -> str:
-    """The resource that a raw request is about: for a creation the one to be, for a list its parent."""
+    """The resource that a raw request is about: for a creation the one to be, for a list its parent, and for a later page of one
+    `<parent>/pages/<id that the page before it ended with>`.
+    """
     fields = request.DESCRIPTOR.fields_by_name
     if "name" in fields:
         return str(request.name)
@@ -89,6 +91,8 @@ def target_of(request: Any) -> str:
     for field, collection in (("node_id", "nodes"), ("queued_resource_id", "queuedResources"), ("secret_id", "secrets")):
         if field in fields:
             return f"{request.parent}/{collection}/{getattr(request, field)}"
+    if "page_token" in fields and request.page_token:
+        return f"{request.parent}/pages/{request.page_token.rpartition('/')[2]}"
     return str(request.parent)
 
 

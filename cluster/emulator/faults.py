@@ -2,7 +2,8 @@
 
 Rules are kept in the store like nodes and limits, with how often each has struck and where its chances stand: a daemon that ends and comes
 back goes on where it was. Methods of Compute Engine are called as its documentation has them: `instances.insert`. Beside the methods of the
-APIs there is `BootHost`, with the resource `<node or instance>/hosts/<worker>`: LATENCY lets that host boot late, HANG never.
+APIs there is `BootHost`, with the resource `<node or instance>/hosts/<worker>`: LATENCY lets that host boot late, HANG never. A list has
+the resource of its parent, its second and later pages `<parent>/pages/<id that the page before it ended with>`.
 """
 
 import dataclasses

@@ -1,7 +1,6 @@
 """What several verbs share."""
 
 import sys
-from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -24,7 +23,7 @@ def confirm(question: str, yes: bool) -> None:
         raise typer.Exit(1)
 
 
-def locate_run(run: str, root: Path) -> RunDirectory:
+def locate_run(run: str, root: str) -> RunDirectory:
     return find_run(root, run)
 
 

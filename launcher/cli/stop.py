@@ -57,7 +57,7 @@ def stop(
     runs = unfinished_runs(cluster)
     state = RunState.SUSPENDED if keep_runs else RunState.STOPPED
     for run in runs:
-        CONSOLE.print(f"unfinished run, will be {state}: {run.path}", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"unfinished run, will be {state}: {run.url}", highlight=False, soft_wrap=True)
     confirm(f"Stop cluster {cluster.name!r}{f' and its {len(runs)} unfinished runs' if runs else ''}?", yes)
     if keep_runs and looked_after(cluster):
         suspend(runs, lambda text: ERRORS.print(text, highlight=False, soft_wrap=True, markup=False))
@@ -65,7 +65,7 @@ def stop(
         end_run(run, state, f"cluster {cluster.name!r} was stopped", index_of(cluster.name))
     clusters.stop(cluster, lambda text: ERRORS.print(text, highlight=False))
     for run in runs if keep_runs else ():
-        CONSOLE.print(f"{_state(run)}: {run.path}", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"{_state(run)}: {run.url}", highlight=False, soft_wrap=True)
     CONSOLE.print(f"cluster {cluster.name!r} is stopped", highlight=False)
 
 
@@ -86,7 +86,7 @@ def suspend(
     while (waiting := [run for run in waiting if _state(run) not in ENDED]) and clock() < deadline:
         sleep(0.2)  # another process's file
     for run in waiting:
-        say(f"run {run.path} did not checkpoint within {SUSPEND_LIMIT_S:.0f} s; it will go on from an earlier checkpoint")
+        say(f"run {run.url} did not checkpoint within {SUSPEND_LIMIT_S:.0f} s; it will go on from an earlier checkpoint")
 
 
 def _state(run: RunDirectory) -> RunState | None:
@@ -141,7 +141,7 @@ def _stop_bare(slices: bare.BareSlices, *, yes: bool) -> None:
 
 def unfinished_runs(cluster: Cluster) -> list[RunDirectory]:
     """The cluster's runs that have no final state yet: those in its index here, and those that its head tells of when it can be asked."""
-    paths = {entry.run.path for entry in index_of(cluster.name).entries()}
+    paths = {entry.run.url for entry in index_of(cluster.name).entries()}
     try:
         if cluster.alive() and cluster.token_file.exists():
             paths |= set(jobs.run_directories(cluster))

@@ -19,9 +19,9 @@ from launcher.watch import SupervisorWatch, looked_after
 
 app = typer.Typer(help="Training runs.", no_args_is_help=True, rich_markup_mode=None)
 
-Root = Annotated[Path, typer.Option("--root", help="The folder that holds run directories.")]
+Root = Annotated[str, typer.Option("--root", help="The place that holds run directories: a folder, or gs://<bucket>/<folder>.")]
 Run = Annotated[str, typer.Argument(help="A run's name, or the path of its directory.")]
-DEFAULT_ROOT = Path("runs")
+DEFAULT_ROOT = "runs"
 
 
 @app.command("run")
@@ -85,16 +85,15 @@ def logs(
 ) -> None:
     """Print what a run's training processes wrote, each line with its host; also when the cluster is gone."""
     directory = locate_run(run, root)
-    attempts = sorted(int(path.name) for path in (directory.path / "logs").glob("[0-9]*"))
-    chosen = attempt if attempt is not None else (attempts[-1] if attempts else 0)
-    files = sorted((directory.path / "logs" / str(chosen)).glob("host-*.log"))
-    wanted = [path for path in files if host is None or path.stem == f"host-{host}"]
+    found = directory.logs()
+    chosen = attempt if attempt is not None else max(found, default=0)
+    wanted = [index for index in found.get(chosen, []) if host in (None, index)]
     if not wanted:
-        raise PodlaunchError(f"run {directory.run_id!r} has no such logs; attempts: {', '.join(map(str, attempts)) or 'none yet'}")
-    for path in wanted:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        raise PodlaunchError(f"run {directory.run_id!r} has no such logs; attempts: {', '.join(map(str, found)) or 'none yet'}")
+    for index in wanted:
+        lines = directory.read_log(chosen, index).decode(errors="replace").splitlines()
         for line in lines[-tail:] if tail is not None else lines:
-            print(f"{path.stem}  {line}")
+            print(f"host-{index}  {line}")
 
 
 @app.command("stop")
@@ -110,5 +109,5 @@ def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
         end_run(directory, RunState.STOPPED, "stopped on request", index_of(status.cluster))
         CONSOLE.print(f"run {directory.run_id!r} is STOPPED", highlight=False)
         return
-    text = f"run {directory.run_id!r} will checkpoint and end; follow it with: tpu train attach {directory.path}"
+    text = f"run {directory.run_id!r} will checkpoint and end; follow it with: tpu train attach {directory.url}"
     CONSOLE.print(text, highlight=False, soft_wrap=True)

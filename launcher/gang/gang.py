@@ -76,7 +76,7 @@ class Gang:
                 resources={"TPU": chips},
                 max_concurrency=4,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-            ).remote(str(self._directory.path), index)
+            ).remote(self._directory.url, index)
             for index in range(len(self.hosts))
         ]
 
@@ -90,7 +90,7 @@ class Gang:
                     "PODLAUNCH_PEAK_FLOPS": str(self._peak_flops),
                     **process_environment(self.hosts, index, port, megascale_port),
                 },
-                str(self._directory.log(attempt, index)),
+                self._directory.log_name(attempt, index),
                 None if self._secrets is None else self._secrets.to_json(),
             )
             for index, runner in enumerate(self._runners)

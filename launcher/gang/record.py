@@ -30,7 +30,7 @@ class RunRecord:
 
     def __init__(self, directory: RunDirectory, status: RunStatus, clock: Callable[[], float], usd_per_hour: float | None) -> None:
         self._directory = directory
-        self._claims = Claims(directory.path)
+        self._claims = Claims(directory.files)
         self._clock = clock
         self._usd_per_hour = usd_per_hour
         self._phase_since = clock()

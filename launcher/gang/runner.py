@@ -148,7 +148,7 @@ class Runner:
         }
         argv = [sys.executable, "-m", "launcher.training.child", str(self._run_dir), "--attempt", str(attempt)]
         self.renew()
-        self._child = Child(argv, env, Path(log), self._events)
+        self._child = Child(argv, env, self._run_dir / log, self._events)
         threading.Thread(target=self._watch_supervisor, args=(self._child,), name="lease", daemon=True).start()
         self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
 

@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -271,7 +270,7 @@ def wait_for_silence(record: RunRecord, clock: Callable[[], float], sleep: Calla
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir", help="a local path or gs://")
     parser.add_argument("--job", required=True)
     parser.add_argument("--secrets", type=SecretPlace.from_json, metavar="JSON", help="where they are, not what they are")
     arguments = parser.parse_args()
@@ -279,8 +278,8 @@ def main() -> None:
     set_up_logging(f"supervisor-{directory.run_id}", terminal=logging.INFO)
     config = directory.config()
     status = directory.status()
-    assert status is not None, f"{directory.path} has no status.json"
-    if not Claims(directory.path).holds(arguments.job):
+    assert status is not None, f"{directory.url} has no status.json"
+    if not Claims(directory.files).holds(arguments.job):
         logger.warning("somebody else has taken the run over; job %s does nothing", arguments.job)
         return
     record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)

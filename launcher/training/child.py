@@ -78,10 +78,11 @@ def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.Exit
     connect(gang)
     from launcher.claims import Claims
     from launcher.config import LaunchConfig
+    from launcher.run_files import open_files
     from launcher.training.job import Preempted, TrainingJob
 
     config = LaunchConfig.from_yaml(run_dir / "config.yaml")
-    claims = Claims(run_dir)
+    claims = Claims(open_files(run_dir))
     job = opened.enter_context(
         TrainingJob(
             config.training,

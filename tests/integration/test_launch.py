@@ -46,10 +46,10 @@ def test_the_run_directory_is_as_the_contract_says(home: Home, first: str) -> No
     directory = home.run("first")
     for name in ("config.yaml", "code.zip", "status.json", "events.jsonl", "metrics.jsonl", "logs/0/host-0.log", "logs/0/host-1.log"):
         assert (directory.path / name).is_file(), name
-    steps = sorted(int(path.name) for path in directory.checkpoints.iterdir() if path.name.isdigit())
+    steps = sorted(int(path.name) for path in directory.path.joinpath("checkpoints").iterdir() if path.name.isdigit())
     assert steps
     assert steps[-1] == home.status("first").step
-    assert all((directory.checkpoints / str(step) / "manifest.json").is_file() for step in steps)
+    assert all((directory.path / "checkpoints" / str(step) / "manifest.json").is_file() for step in steps)
     assert (directory.path / "export" / "model.safetensors").is_file()
     assert list((directory.path / "tensorboard").glob("events.out.tfevents*"))
     assert [event["event"] for event in directory.events()][-1] == "state"

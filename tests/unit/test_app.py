@@ -85,7 +85,7 @@ def test_a_suspended_run_goes_on_when_its_cluster_is_brought_up(
     cluster: Cluster, suspended: RunDirectory, head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head.answers["POST /api/jobs/"] = {}
-    assert bring_up(cluster, monkeypatch) == [f"run {suspended.path} goes on"]
+    assert bring_up(cluster, monkeypatch) == [f"run {suspended.url} goes on"]
     status = suspended.status()
     assert status is not None
     assert (status.state, status.step, status.restarts, status.recoveries.infrastructure) == (RunState.QUEUED, 7, 0, 2)

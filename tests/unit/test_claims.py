@@ -36,7 +36,7 @@ def record(run: RunDirectory, attempt: int = 0, **more: object) -> RunRecord:
 
 
 def test_exactly_one_of_many_gets_an_attempt(run: RunDirectory) -> None:
-    claims = Claims(run.path)
+    claims = Claims(run.files)
     for attempt in range(20):
         with ThreadPoolExecutor(8) as pool:
             won = list(pool.map(lambda holder, attempt=attempt: claims.claim(attempt, f"job-{holder}"), range(8)))
@@ -48,7 +48,7 @@ def test_exactly_one_of_many_gets_an_attempt(run: RunDirectory) -> None:
 
 
 def test_an_attempt_behind_the_newest_is_nobodys(run: RunDirectory) -> None:
-    claims = Claims(run.path)
+    claims = Claims(run.files)
     assert claims.newest() is None
     claims.check(0)
     assert claims.claim(3, "a")
@@ -68,7 +68,7 @@ def test_attempts_are_numbered_behind_status_and_claims(run: RunDirectory) -> No
 
 
 def test_a_supervisor_that_was_replaced_writes_nothing_any_more(run: RunDirectory) -> None:
-    assert Claims(run.path).claim(0, "r")
+    assert Claims(run.files).claim(0, "r")
     old = record(run)
     old.write()
     assert claim_next(run) == (1, "r-1")
@@ -81,13 +81,13 @@ def test_a_supervisor_that_was_replaced_writes_nothing_any_more(run: RunDirector
 
 
 def test_a_recovery_claims_its_attempt_or_ends(run: RunDirectory) -> None:
-    assert Claims(run.path).claim(0, "r")
+    assert Claims(run.files).claim(0, "r")
     ours = record(run)
     ours.enter(RunState.RECOVERING, "recovering", attempt=1)
-    newest = Claims(run.path).newest()
+    newest = Claims(run.files).newest()
     assert newest is not None
     assert (newest.attempt, newest.holder) == (1, "r")
-    Claims(run.path).claim(2, "another")
+    Claims(run.files).claim(2, "another")
     with pytest.raises(Superseded):
         ours.enter(RunState.RECOVERING, "recovering", attempt=2)
 

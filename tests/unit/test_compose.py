@@ -1,10 +1,14 @@
 """Composition: conf/ and overrides into a LaunchConfig; every mistake in one line."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+import launcher.compose
+from cluster.config import SliceType
 from cluster.errors import ConfigError
 from launcher.compose import compose_cluster, compose_config, compose_file, config_dir, load
 
@@ -113,3 +117,32 @@ def test_options_of_the_users_own_conf_are_found_behind_ours(tmp_path: Path, mon
     (tmp_path / "conf" / "trainer" / "mine.yaml").write_text("defaults:\n  - default\nsteps: 3\n")
     monkeypatch.chdir(tmp_path)
     assert load(compose_config(["trainer=mine"])).trainer.steps == 3
+
+
+def test_types_of_slices_and_labels_can_be_given_in_a_profile_a_file_and_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: dict[str, Any] = {"name": "mine", "cloud": "emulated", "accelerator_type": "v4-8", "default_variant": "gemma3-nano"}
+    values |= {"labels": {"team": "x"}, "node_types": {"pod": {"accelerator_type": "v4-16", "provisioning": "spot"}}}
+    shutil.copytree(config_dir(), tmp_path / "conf")
+    (tmp_path / "conf" / "cluster" / "mine.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"cluster": values}))
+    own = ["cluster.accelerator_type=v4-8", "cluster.labels.team=x", "cluster.name=mine"]
+    type_at_once = "cluster.node_types={pod: {accelerator_type: v4-16, provisioning: spot}}"
+    type_by_field = ["cluster.node_types.pod.accelerator_type=v4-16", "cluster.node_types.pod.provisioning=spot"]
+    made = [
+        load(compose_config([*own, type_at_once])),
+        load(compose_config([*own, *type_by_field])),
+        compose_file(tmp_path / "mine.yaml", []),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher.compose, "config_dir", lambda: tmp_path / "conf")
+        made.append(load(compose_config(["cluster=mine"])))
+    for config in made:
+        assert config.cluster.labels == {"team": "x"}
+        assert config.cluster.node_types == {"pod": SliceType(accelerator_type="v4-16", provisioning="spot")}
+
+
+def test_wrong_field_of_a_type_of_slices_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"node_types.pod.acelerator_type'; did you mean 'cluster.node_types.pod.accelerator_type'"):
+        load(compose_config(["cluster.node_types.pod.acelerator_type=v4-16"]))

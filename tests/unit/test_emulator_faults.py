@@ -128,6 +128,18 @@ def test_preset_reaches_the_caller_or_ends_the_operation_in_its_words(cloud: Clo
     assert "{" not in expected.words
 
 
+def test_second_page_of_a_list_can_fail_alone(cloud: Cloud, client: tpu_v2.TpuClient) -> None:
+    for name in ("one", "two", "three"):
+        create(cloud, name)
+    number = cloud.faults.add(Fault(Effect.ERROR, "ListNodes", zone=ZONE, resource="*/pages/*", code=7))
+    pages = client.list_nodes(tpu_v2.ListNodesRequest(parent=PARENT, page_size=2), retry=None).pages
+    assert [node.name.rpartition("/")[2] for node in next(pages).nodes] == ["one", "three"]
+    with pytest.raises(exceptions.PermissionDenied):
+        next(pages)
+    cloud.faults.remove(number)
+    assert len(list(client.list_nodes(tpu_v2.ListNodesRequest(parent=PARENT, page_size=2)))) == 3
+
+
 def test_broken_connection_before_or_after_the_effect(cloud: Cloud, client: tpu_v2.TpuClient) -> None:
     node = tpu_v2.Node(accelerator_type="v4-16", runtime_version="tpu-ubuntu2204-base")
     for effect, there in ((Effect.DROP, False), (Effect.DROP_ANSWER, True)):

@@ -156,7 +156,7 @@ def test_a_run_whose_supervisor_is_lost_goes_on_with_what_it_has_spent(world: Wo
     assert (status.step, status.checkpoint, status.restarts, status.slices) == (13, 10, 2, [])
     assert status.recoveries == Recoveries(infrastructure=3, preempted=4)
     assert status.quiet_at == written + SILENCE_S
-    assert Claims(run.path).holds("r-1")
+    assert Claims(run.files).holds("r-1")
     lost_event, recovering = run.events()
     assert (lost_event["event"], lost_event["attempt"], lost_event["step"]) == ("supervisor_lost", 0, 13)
     assert ("exit code 137" in lost_event["reason"]) is (lost == "supervisor")
