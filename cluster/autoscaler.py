@@ -33,6 +33,7 @@ def host_settings(config: ClusterConfig, head_address: str, token: SecretPlace) 
         slice_resource=slice_resource(config),
         chips_per_host=config.accelerator.chips_per_host,
         endpoint=config.endpoint,
+        storage_endpoint=config.storage_endpoint,
         spot=config.provisioning == "spot",
         head_lost_grace_s=config.head_lost_grace_seconds,
     )

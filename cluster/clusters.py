@@ -262,6 +262,12 @@ def notice_autostop(cluster: Cluster) -> Cluster:
     return ended
 
 
+def reach_cloud(config: ClusterConfig) -> ClusterConfig:
+    """`config` with the addresses of its cloud's services; an emulated cloud is started where it does not run. Raises ClusterError."""
+    known = find(config.name)
+    return _with_cloud(config, bundle_hash() if known is None else known.bundle.hash, lambda _: None)
+
+
 def _with_cloud(config: ClusterConfig, bundle: str, progress: Progress) -> ClusterConfig:
     """The emulated cloud of this machine is started where it does not run, at its old address; it comes back with its nodes."""
     if config.cloud != "emulated":

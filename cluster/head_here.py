@@ -126,6 +126,7 @@ def _settings(config: ClusterConfig, folder: Path, companion: Sequence[str]) -> 
         token_file=str(folder / "token"),
         autoscaler_file=str(folder / "autoscaler.yaml"),
         temp_dir=str(short_dir(folder)),
+        storage_endpoint=config.storage_endpoint,
         autostop_s=config.autostop_seconds,
         companion=list(companion),
     )

@@ -6,7 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.cloud_errors import DeadlineExceededError, NotFoundError, PermissionDeniedError, Service, TransientError, from_exception
+from cluster.cloud_errors import (
+    CloudError,
+    DeadlineExceededError,
+    NotFoundError,
+    PermissionDeniedError,
+    Service,
+    TransientError,
+    from_exception,
+)
 
 T = TypeVar("T")
 
@@ -36,6 +44,13 @@ def split_url(url: str) -> tuple[str, str]:
     if found is None:
         raise ValueError(f"{url!r} is not gs://<bucket>/<name>")
     return found[1], found[2] or ""
+
+
+def storage_environment(endpoint: str | None) -> dict[str, str]:
+    """What leads Google's client, gcsfs and TensorStore to a Cloud Storage API that asks for no credentials; nothing for Google's own."""
+    if endpoint is None:
+        return {}
+    return {"STORAGE_EMULATOR_HOST": endpoint, "TENSORSTORE_GCS_HTTP_URL": endpoint, "FSSPEC_GCS_TOKEN": "anon"}
 
 
 class Bucket:
@@ -113,6 +128,17 @@ class Bucket:
 
         return self._ask(self.url(blob_name), upload)
 
+    def upload(self, path: Path, blob_name: str) -> None:
+        """Store the file's content, over what was there."""
+
+        def send() -> None:
+            blob = self._blob(blob_name)
+            if path.stat().st_size > _CHUNK_BYTES:
+                blob.chunk_size = _CHUNK_BYTES
+            blob.upload_from_filename(str(path), **self._limits)
+
+        self._ask(self.url(blob_name), send)
+
     def exists(self, blob_name: str) -> bool:
         """False also when there is no such bucket."""
         return self._ask(self.url(blob_name), lambda: bool(self._blob(blob_name).exists(**self._limits)))
@@ -125,6 +151,14 @@ class Bucket:
             return content
 
         return self._ask(self.url(blob_name), download)
+
+    def there(self) -> bool:
+        """Whether the bucket exists. False also when the service does not answer within `patience`."""
+        try:
+            self.list("no object is called so/")
+        except CloudError:
+            return False
+        return True
 
     def list(self, prefix: str = "") -> list[str]:
         """The names of all objects that begin with `prefix`. Raises NotFoundError when there is no such bucket."""

@@ -19,13 +19,15 @@ from cluster.logs import set_up_logging
 from cluster.state import logs_dir
 from launcher import jobs
 from launcher.attempts import claim_next, end_run, submit_next
+from launcher.code import pack_data
 from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, register_schema
 from launcher.config import LaunchConfig
 from launcher.environment import read_dotenv
 from launcher.follow import EXIT_INTERRUPTED, follow
-from launcher.index import Entry, index_of, keeper_command
+from launcher.index import Entry, RunIndex, index_of, keeper_command
 from launcher.plan import describe
 from launcher.preflight import prepare_run
+from launcher.run_files import is_object
 from launcher.runs import RunDirectory, RunState, RunStatus
 from launcher.watch import SupervisorWatch
 
@@ -69,7 +71,10 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     Raises ConfigError before anything is started, ClusterError when the cluster cannot be brought up.
     """
     config = config.with_environment(os.environ).with_absolute_paths()
-    run, code = prepare_run(config)
+    on_gs = is_object(config.run.root or "")
+    reached = clusters.reach_cloud(config.cluster) if on_gs else config.cluster
+    run, code = prepare_run(config, reached.storage_endpoint)
+    data = pack_data(config.data) if on_gs else None
     clusters.check_name(config.cluster.name, bare=False)
     running = clusters.running(config.cluster)
     if running is not None:
@@ -78,6 +83,8 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
         console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True, markup=False)
     console.print()
     cluster = bring_up(config.cluster, lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False))
+    if data is not None:
+        run.write_data(data)
     submit(cluster, run, config, code)
     if detach:
         console.print(f"submitted; follow it with: tpu train attach {run.url}", highlight=False, soft_wrap=True)
@@ -91,39 +98,43 @@ def bring_up(config: ClusterConfig, say: Callable[[str], None]) -> Cluster:
     Raises ClusterError when it cannot be brought up, or is up and cannot serve `config`.
     """
     cluster = clusters.up(config, say, companion=keeper_command(config))
-    for entry in index_of(cluster.name).entries():
-        status = entry.run.status()
+    index = index_of(cluster.config)
+    for entry in index.entries():
+        status = index.run(entry).status()
         if status is not None and status.state is RunState.SUSPENDED and status.cluster == cluster.name:
-            say(_take_up(cluster, entry, status))
+            say(_take_up(cluster, index, entry, status))
     return cluster
 
 
-def _take_up(cluster: Cluster, entry: Entry, status: RunStatus) -> str:
+def _take_up(cluster: Cluster, index: RunIndex, entry: Entry, status: RunStatus) -> str:
     """Go on with a suspended run. Returns what became of it, in words."""
-    stays = f"run {entry.run.url} stays SUSPENDED: "
+    run = index.run(entry)
+    stays = f"run {run.url} stays SUSPENDED: "
     if missing := [name for name in entry.secret_names if not os.environ.get(name)]:
         return f"{stays}it was started with {', '.join(missing)}; set that and bring the cluster up again"
     try:
-        clusters.check_fits(cluster, entry.run.config().slices)
+        clusters.check_fits(cluster, run.config().slices)
     except PodlaunchError as error:
         return f"{stays}{error}"
-    claimed = claim_next(entry.run)
+    claimed = claim_next(run)
     if claimed is None:
-        return f"run {entry.run.url} is being taken up by another command"
-    entry.run.clear_stop_request()
+        return f"run {run.url} is being taken up by another command"
+    run.clear_stop_request()
     attempt, job = claimed
-    secrets, names = jobs.store_secrets(cluster, entry.run, entry.secret_names)
+    secrets, names = jobs.store_secrets(cluster, run, entry.secret_names)
     again = dataclasses.replace(
         status, state=RunState.QUEUED, attempt=attempt, job=job, phase="submitted", reason=None, restarts=0, updated_at=time.time()
     )
-    entry.run.append_event({"event": "state", "state": again.state.value, "attempt": attempt})
-    submit_next(entry.run, Entry(entry.run_directory, secrets, names), index_of(cluster.name), cluster.http, again)
-    return f"run {entry.run.url} goes on"
+    run.append_event({"event": "state", "state": again.state.value, "attempt": attempt})
+    submit_next(run, Entry(entry.run_directory, secrets, names), index, cluster.http, again)
+    return f"run {run.url} goes on"
 
 
 def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: bytes) -> str:
     """Write the run directory and start the run's supervisor. Returns the job's id. Raises ClusterError."""
     before = run.status()
+    if before is not None and before.cluster != cluster.name:
+        index_of(run.config().cluster).forget(run)  # it was suspended there
     claimed = claim_next(run)
     if claimed is None:
         raise ClusterError(f"run {run.run_id!r} is being started by another command; follow it with `tpu train attach {run.url}`")
@@ -142,9 +153,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
             cost_usd=before.cost_usd,
             quiet_at=before.quiet_at,
         )
-        if before.cluster != cluster.name:
-            index_of(before.cluster).forget(run)  # it was suspended there
-    index = index_of(cluster.name)
+    index = index_of(cluster.config)
     secrets, names = jobs.store_secrets(cluster, run, config.run.secrets)
     status = dataclasses.replace(fresh, total_steps=config.trainer.steps, phase="submitted", updated_at=time.time())
     try:

@@ -16,9 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import ConfigError
+from launcher.config import DataConfig
+from launcher.data.sources import source_files
 
 PACKAGES = ("launcher", "cluster")
 MAX_BYTES = 100 * 2**20
+MAX_DATA_BYTES = 2**30
+"""Every host fetches it once, and holds it in memory while it unpacks it."""
 _SKIPPED_FOLDERS = frozenset(
     {".git", ".venv", "venv", "__pycache__", "node_modules", "runs", "outputs", "multirun", "checkpoints", "wandb"}
 )
@@ -44,15 +48,33 @@ def pack(user_code: Path | None) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(archive: Path, cache: Path) -> Path:
-    """The folder below `cache` that holds the archive's content; made once for each content, safe when several ask at once."""
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()[:16]
+def pack_data(config: DataConfig) -> bytes | None:
+    """The zip of the files that `config` reads, for hosts that do not see this machine; None when every host has them.
+
+    What `path` names lies at the top of it. Raises ConfigError as `check_source` does, and when it is too large.
+    """
+    if config.path is None:
+        return None
+    files, base = source_files(config), Path(config.path).expanduser().parent
+    if (total := sum(path.stat().st_size for path in files)) > MAX_DATA_BYTES:
+        limit = MAX_DATA_BYTES // 2**20
+        raise ConfigError(f"data.path {config.path}: {total // 2**20} MiB are too much to be sent along with a run, at most {limit} MiB")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for path in files:
+            _add(archive, path.relative_to(base).as_posix(), path)
+    return buffer.getvalue()
+
+
+def unpack(archive: bytes, cache: Path) -> Path:
+    """The folder below `cache` that holds the zip's content; made once for each content, safe when several ask at once."""
+    digest = hashlib.sha256(archive).hexdigest()[:16]
     target = cache / digest
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=cache, prefix=f".{digest}."))
-    with zipfile.ZipFile(archive) as zipped:
+    with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
         zipped.extractall(temporary)
     try:
         temporary.rename(target)

@@ -1,6 +1,7 @@
 """The runs of a cluster that have not ended: known without Ray, whose memory is lost with the cluster's head.
 
-    <state>/runs/<cluster>/<run>-<hash of its directory>.json
+    <state>/runs/<cluster>/<run>-<hash of its directory>.json           where head and hosts are on this machine
+    gs://<bucket>/runs/index/<cluster>/<the same>                       on Google Cloud
 
 An entry is written before a run's job is submitted, and removed by whoever writes the run's final state. It names what the next attempt
 needs beside the run directory, and holds no secret. It stays when the cluster is stopped with its runs kept.
@@ -11,12 +12,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
-from cluster.state import private_dir, read_json, state_dir, write_atomic
+from cluster.state import state_dir
+from launcher.run_files import open_files
 from launcher.runs import RunDirectory
 
 
@@ -35,10 +36,6 @@ class Entry:
     submitted_at: float = 0.0
     """When its last supervisor was submitted, in seconds since the epoch."""
 
-    @property
-    def run(self) -> RunDirectory:
-        return RunDirectory(self.run_directory)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Entry":
         place = values.get("secrets")
@@ -46,29 +43,38 @@ class Entry:
 
 
 class RunIndex:
-    """Several processes write it: each entry is a file of its own, replaced at once."""
+    """Several processes write it: each entry is a file of its own, replaced at once. Methods raise OSError or CloudError when the place does
+    not answer.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, url: str, endpoint: str | None = None) -> None:
+        """`endpoint`: as for Bucket, for gs:// only."""
+        self._files, self._endpoint = open_files(url, endpoint), endpoint
+
+    @property
+    def poll_s(self) -> float:
+        """How long to wait between two looks, in seconds."""
+        return self._files.least_interval_s
 
     def entries(self) -> list[Entry]:
-        found = [read_json(path) for path in sorted(self.folder.glob("*.json"))]
-        return [Entry.from_dict(values) for values in found if values is not None]  # None: removed a moment ago
+        found = [self._read(name) for name in self._files.list("") if name.endswith(".json") and not name.startswith(".")]
+        return [entry for entry in found if entry is not None]  # None: removed a moment ago
+
+    def run(self, entry: Entry) -> RunDirectory:
+        return RunDirectory(entry.run_directory, self._endpoint)
 
     def find(self, run: RunDirectory) -> Entry | None:
-        values = read_json(self._path(run))
-        return None if values is None else Entry.from_dict(values)
+        return self._read(_name(run.url))
 
     def write(self, entry: Entry) -> None:
-        private_dir(self.folder)
-        write_atomic(self._path(entry.run), json.dumps(dataclasses.asdict(entry), indent=1))
+        self._files.write(_name(entry.run_directory), json.dumps(dataclasses.asdict(entry), indent=1).encode())
 
     def forget(self, run: RunDirectory) -> None:
         """The run has ended: its secrets and its entry go, in this order. Raises PodlaunchError when a secret cannot be deleted."""
         entry = self.find(run)
         if entry is not None and entry.secrets is not None:
             entry.secrets.delete()
-        self._path(run).unlink(missing_ok=True)
+        self._files.remove(_name(run.url))
 
     def suspend(self, run: RunDirectory) -> None:
         """The run goes on some day: its secrets go, its entry stays."""
@@ -77,22 +83,27 @@ class RunIndex:
             entry.secrets.delete()
             self.write(dataclasses.replace(entry, secrets=None))
 
-    def _path(self, run: RunDirectory) -> Path:
-        digest = hashlib.sha256(run.url.encode()).hexdigest()[:8]
-        return self.folder / f"{run.run_id}-{digest}.json"
+    def _read(self, name: str) -> Entry | None:
+        content = self._files.read(name)
+        return None if content is None else Entry.from_dict(json.loads(content))
 
 
-def index_folder(cluster: str) -> Path:
-    """Not in the cluster's own folder, which is deleted when the cluster is stopped."""
-    return state_dir() / "runs" / cluster
+def _name(url: str) -> str:
+    """Of a run's entry: two runs of one name may be in two places."""
+    return f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.json"
 
 
-def index_of(cluster: str) -> RunIndex:
-    return RunIndex(index_folder(cluster))
+def index_url(config: ClusterConfig) -> str:
+    """Where the index of a cluster is, as its head finds it too. Not in the cluster's own folder, which is deleted when it is stopped."""
+    if config.on_this_machine or config.bucket is None:
+        return str(state_dir() / "runs" / config.name)
+    return f"gs://{config.bucket}/runs/index/{config.name}"
+
+
+def index_of(config: ClusterConfig) -> RunIndex:
+    return RunIndex(index_url(config), config.storage_endpoint)
 
 
 def keeper_command(config: ClusterConfig) -> list[str]:
-    """What a head runs beside Ray (arguments of the head's own Python), so that its runs outlive it. Empty where no run can be started:
-    heads that do not see this machine's files.
-    """
-    return ["-m", "launcher.gang.keeper", str(index_folder(config.name))] if config.on_this_machine else []
+    """What a head runs beside Ray (arguments of the head's own Python), so that its runs outlive it."""
+    return ["-m", "launcher.gang.keeper", index_url(config)]

@@ -5,30 +5,34 @@ import time
 from pathlib import Path
 
 from cluster.errors import ConfigError
+from cluster.storage import split_url
 from launcher.code import pack
 from launcher.config import LaunchConfig
 from launcher.curve import check_same_curve, meaning_of
 from launcher.data.sources import check_source
+from launcher.run_files import is_object
 from launcher.runs import FINAL, RunDirectory, RunState, RunStatus, new_run_id
 
+_CHECK = ".write-check"
 
-def prepare_run(config: LaunchConfig) -> tuple[RunDirectory, bytes]:
-    """The run's directory (not yet written) and its code. Raises ConfigError, one line, for whatever stands against the launch."""
+
+def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunDirectory, bytes]:
+    """The run's directory (not yet written) and its code. `endpoint`: as for Bucket, where run.root is on gs://.
+
+    Raises ConfigError, one line, for whatever stands against the launch, CloudError when the place of the run does not answer.
+    """
     run_id = config.run.name or new_run_id(config.model.variant, time.time())
     assert config.run.root is not None, "filled in by with_environment"
-    if "://" in config.run.root:
-        raise ConfigError(f"run.root {config.run.root}: this version writes run directories to local paths only")
-    if not config.cluster.on_this_machine:
-        raise ConfigError(
-            f"run.root {config.run.root}: the hosts of cluster {config.cluster.name!r} do not see this machine's files, and run "
-            "directories on gs:// are not there yet; use cluster=local, or `tpu start` for slices and clusters without a run"
-        )
-    run = RunDirectory(Path(config.run.root) / run_id)
-    _check_place(run)
+    _check_root(config.run.root, config)
+    run = RunDirectory(f"{config.run.root.rstrip('/')}/{run_id}", endpoint)
+    if is_object(run.url):
+        _check_bucket(run)
+    else:
+        _check_folder(run.path)
     if run.exists():
         _check_existing(config, run)
     elif config.run.resume:
-        raise ConfigError(f"run.resume=true: there is no run {run_id!r} in {run.path.parent}")
+        raise ConfigError(f"run.resume=true: there is no run {run_id!r} in {config.run.root}")
     check_source(config.data)
     return run, pack(Path(config.run.code) if config.run.code else None)
 
@@ -40,8 +44,28 @@ def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus |
         raise ConfigError(f"the run is finished at step {status.step}; to train it further give trainer.steps above that")
 
 
-def _check_place(run: RunDirectory) -> None:
-    place = run.path
+def _check_root(root: str, config: LaunchConfig) -> None:
+    if is_object(root):
+        try:
+            split_url(root)
+        except ValueError as error:
+            raise ConfigError(f"run.root {error}") from error
+    elif "://" in root:
+        raise ConfigError(f"run.root {root}: give a local path, or gs://<bucket>/<folder>")
+    elif not config.cluster.on_this_machine:
+        raise ConfigError(
+            f"run.root {root}: the hosts of cluster {config.cluster.name!r} do not see this machine's files; "
+            "give run.root=gs://<bucket>/<folder>, or set PODLAUNCH_BUCKET"
+        )
+
+
+def _check_bucket(run: RunDirectory) -> None:
+    """To ask for permissions would need one more: write and delete."""
+    run.files.write(_CHECK, b"")
+    run.files.remove(_CHECK)
+
+
+def _check_folder(place: Path) -> None:
     while not place.exists():
         place = place.parent
     try:

@@ -158,6 +158,10 @@ class ObjectFiles:
     def create(self, name: str, content: bytes) -> bool:
         return self._bucket.create(f"{self._prefix}/{name}", content)
 
+    def upload(self, name: str, path: Path) -> None:
+        """Replace it by the content of a local file, however large."""
+        self._bucket.upload(path, f"{self._prefix}/{name}")
+
     def remove(self, name: str) -> None:
         self._bucket.delete(f"{self._prefix}/{name}")
 

@@ -1,7 +1,7 @@
 """The run directory: the only truth about a run. One writer and one reader for everything that is in it.
 
     <run.root>/<run_id>/
-      config.yaml  code.zip  status.json  events.jsonl  metrics.jsonl
+      config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl
       logs/<attempt>/host-<i>.log  checkpoints/<step>/  export/  tensorboard/
       claims/<attempt>.json  whose attempt it is (launcher/claims.py)
       stop                   present once somebody asked the run to stop; it holds `suspend` when the run shall go on later
@@ -27,6 +27,8 @@ from cluster.errors import ConfigError, PodlaunchError
 from launcher.config import LaunchConfig, parse_yaml
 from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
 
+DATA = "data.zip"
+"""The user's training data, where the hosts do not see the machine that it is on."""
 _LOG = re.compile(r"(\d+)/host-(\d+)\.log")
 
 
@@ -139,6 +141,7 @@ class RunDirectory:
         """`endpoint`: as for Bucket, for gs:// only."""
         self.files = open_files(url, endpoint)
         self.url = self.files.url
+        self._asked, self._stop = float("-inf"), False
 
     @property
     def run_id(self) -> str:
@@ -229,9 +232,17 @@ class RunDirectory:
     def request_stop(self, *, suspend: bool = False) -> None:
         """Ask the run's supervisor to checkpoint and end the run. `suspend`: it goes on when its cluster is up again."""
         self.files.write("stop", _SUSPEND if suspend else b"")
+        self._asked = float("-inf")
 
     def stop_requested(self) -> bool:
-        return self.files.read("stop") is not None
+        """Asked again only after `poll_s`: on gs:// each question is a request."""
+        now = time.monotonic()
+        if now - self._asked >= self.poll_s or self._stop:
+            self._asked, self._stop = now, self.files.read("stop") is not None
+        return self._stop
+
+    def write_data(self, archive: bytes) -> None:
+        self.files.write(DATA, archive)
 
     def suspend_requested(self) -> bool:
         return self.files.read("stop") == _SUSPEND

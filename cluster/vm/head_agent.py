@@ -34,6 +34,7 @@ from cluster.schema import build, to_plain
 from cluster.secret_place import SecretPlace
 from cluster.services import connect
 from cluster.state import cluster_dir, logs_dir, private_dir, write_atomic
+from cluster.storage import storage_environment
 from cluster.token import delete_secrets
 from cluster.tpu.provider import TPUProvider
 from cluster.vm import metadata
@@ -78,6 +79,8 @@ class HeadSettings:
     token_file: str
     autoscaler_file: str
     temp_dir: str
+    storage_endpoint: str | None = None
+    """URL of a Cloud Storage API; None: Google's own."""
     autostop_s: float | None = None
     """The cluster ends itself after so long without a run; None: never."""
     companion: list[str] = field(default_factory=list)
@@ -119,22 +122,26 @@ class VmHeadSettings:
 
 
 def head_environment(settings: HeadSettings) -> dict[str, str]:
-    return ray_environment(settings.token_file) | {
-        "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": settings.instance_id,
-        "RAY_NODE_TYPE_NAME": "head",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "2",
-        "AUTOSCALER_METRIC_PORT": str(settings.metrics_port),
-        "RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S": str(RECONCILE_LIMIT_S),
-        "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(RECONCILE_LIMIT_S),
-        # A slice that still waits for capacity and that no run wants any more would be filled one day and billed for nobody.
-        "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": str(UNWANTED_LIMIT_S),
-        # Ray would ask for few slices at a time; our node provider keeps below the service's rate by itself.
-        "AUTOSCALER_MAX_CONCURRENT_LAUNCHES": "1000",
-        # Jobs start their supervisor with the interpreter of the head, whatever PATH says.
-        "PODLAUNCH_PYTHON": sys.executable,
-        HEAD_VARIABLE: settings.temp_dir,
-    }
+    return (
+        ray_environment(settings.token_file)
+        | storage_environment(settings.storage_endpoint)
+        | {
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": settings.instance_id,
+            "RAY_NODE_TYPE_NAME": "head",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "2",
+            "AUTOSCALER_METRIC_PORT": str(settings.metrics_port),
+            "RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S": str(RECONCILE_LIMIT_S),
+            "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(RECONCILE_LIMIT_S),
+            # A slice that still waits for capacity and that no run wants any more would be filled one day and billed for nobody.
+            "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": str(UNWANTED_LIMIT_S),
+            # Ray would ask for few slices at a time; our node provider keeps below the service's rate by itself.
+            "AUTOSCALER_MAX_CONCURRENT_LAUNCHES": "1000",
+            # Jobs start their supervisor with the interpreter of the head, whatever PATH says.
+            "PODLAUNCH_PYTHON": sys.executable,
+            HEAD_VARIABLE: settings.temp_dir,
+        }
+    )
 
 
 def head_command(settings: HeadSettings) -> list[str]:
@@ -230,7 +237,7 @@ def start_ray(settings: HeadSettings, folder: Path) -> ProcessRecord:
 
 def start_companion(settings: HeadSettings, folder: Path) -> ProcessRecord:
     beside = Beside(settings.cluster, settings.dashboard_url, Path(settings.token_file))
-    env = ray_environment(settings.token_file) | beside.to_environment()
+    env = ray_environment(settings.token_file) | storage_environment(settings.storage_endpoint) | beside.to_environment()
     return _spawn([sys.executable, *settings.companion], env, settings, folder)
 
 
@@ -258,6 +265,7 @@ def prepare(settings: VmHeadSettings, ip: str, folder: Path) -> HeadSettings:
         token_file=str(token),
         autoscaler_file=str(folder / "autoscaler.yaml"),
         temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
+        storage_endpoint=config.storage_endpoint,
         autostop_s=config.autostop_seconds,
         companion=settings.companion,
     )

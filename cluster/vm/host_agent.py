@@ -19,6 +19,7 @@ from cluster.logs import set_up_logging
 from cluster.processes import MARKER, ProcessRecord, spawn
 from cluster.ray_env import ray_environment
 from cluster.state import logs_dir
+from cluster.storage import storage_environment
 from cluster.tpu.api import TpuApi
 from cluster.vm import metadata
 from cluster.vm.cleanup import clean_host
@@ -55,7 +56,7 @@ def host_environment(
     identity: HostIdentity, settings: HostSettings, folder: Path, token_file: Path, base: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """The environment of a host's Ray processes; from the four TPU_ variables Ray derives its TPU resources and labels."""
-    env = ray_environment(token_file, base)
+    env = ray_environment(token_file, base) | storage_environment(settings.storage_endpoint)
     env |= {
         HOST_DIR_VARIABLE: str(folder),
         # After a notice Ray gets SIGTERM: it drains the node, and has this long before it ends what still runs on it.

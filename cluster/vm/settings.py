@@ -29,6 +29,8 @@ class HostSettings:
     chips_per_host: int
     endpoint: str | None = None
     """host:port of a plaintext Cloud TPU API; None: Google's own."""
+    storage_endpoint: str | None = None
+    """URL of a Cloud Storage API; None: Google's own."""
     owned: bool = True
     """Whether podlaunch made the slice, and may delete it; one that the user made never deletes itself."""
     spot: bool = False

@@ -7,10 +7,13 @@ from rich.console import Console
 
 from cluster import clusters
 from cluster.errors import ConfigError
+from cluster.storage import Bucket, split_url
+from launcher.run_files import is_object
 from launcher.runs import RunDirectory, find_run
 
 CONSOLE = Console()
 ERRORS = Console(stderr=True)
+_PATIENCE_S = 5.0
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -24,7 +27,16 @@ def confirm(question: str, yes: bool) -> None:
 
 
 def locate_run(run: str, root: str) -> RunDirectory:
-    return find_run(root, run)
+    return find_run(root, run, storage_endpoint(run if is_object(run) else root))
+
+
+def storage_endpoint(url: str) -> str | None:
+    """Where the bucket of a gs:// URL is served: by the storage of a cluster that is known here, or (None) by Google."""
+    if not is_object(url):
+        return None
+    bucket, _ = split_url(url)
+    known = dict.fromkeys(config.storage_endpoint for one in clusters.list_clusters() if (config := one.config).storage_endpoint)
+    return next((endpoint for endpoint in known if Bucket(bucket, endpoint, patience=_PATIENCE_S).there()), None)
 
 
 def cluster_of(run: RunDirectory) -> clusters.Cluster | None:

@@ -62,7 +62,7 @@ def stop(
     if keep_runs and looked_after(cluster):
         suspend(runs, lambda text: ERRORS.print(text, highlight=False, soft_wrap=True, markup=False))
     for run in runs:  # before the head goes: nobody who follows them is left without a word, and no keeper takes them up
-        end_run(run, state, f"cluster {cluster.name!r} was stopped", index_of(cluster.name))
+        end_run(run, state, f"cluster {cluster.name!r} was stopped", index_of(cluster.config))
     clusters.stop(cluster, lambda text: ERRORS.print(text, highlight=False))
     for run in runs if keep_runs else ():
         CONSOLE.print(f"{_state(run)}: {run.url}", highlight=False, soft_wrap=True)
@@ -141,13 +141,13 @@ def _stop_bare(slices: bare.BareSlices, *, yes: bool) -> None:
 
 def unfinished_runs(cluster: Cluster) -> list[RunDirectory]:
     """The cluster's runs that have no final state yet: those in its index here, and those that its head tells of when it can be asked."""
-    paths = {entry.run.url for entry in index_of(cluster.name).entries()}
+    urls = {entry.run_directory for entry in index_of(cluster.config).entries()}
     try:
         if cluster.alive() and cluster.token_file.exists():
-            paths |= set(jobs.run_directories(cluster))
+            urls |= set(jobs.run_directories(cluster))
     except PodlaunchError as error:  # what cannot be asked must be stopped all the same
         logger.info("the head does not tell of its runs: %s", error)
-    found = [RunDirectory(path) for path in sorted(paths)]
+    found = [RunDirectory(url, cluster.config.storage_endpoint) for url in sorted(urls)]
     return [run for run in found if (status := run.status()) is not None and status.state not in FINAL and status.cluster == cluster.name]
 
 

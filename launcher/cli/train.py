@@ -10,10 +10,11 @@ from rich.table import Table
 from cluster.errors import PodlaunchError
 from launcher import app as launcher_app
 from launcher.attempts import end_run
-from launcher.cli.options import CONSOLE, cluster_of, locate_run
+from launcher.cli.options import CONSOLE, cluster_of, locate_run, storage_endpoint
 from launcher.compose import compose_file
 from launcher.follow import follow
 from launcher.index import index_of
+from launcher.run_files import is_object
 from launcher.runs import FINAL, RunState, list_runs
 from launcher.watch import SupervisorWatch, looked_after
 
@@ -28,15 +29,16 @@ DEFAULT_ROOT = "runs"
 def run(
     config: Annotated[Path, typer.Argument(help="A YAML file with model, data, trainer, run and cluster settings.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="As for launch.py.")] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="The run directory itself.")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="The run directory itself: a folder, or gs://<bucket>/<folder>.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's newest good checkpoint.")] = False,
     detach: Annotated[bool, typer.Option(help="Submit and return.")] = False,
 ) -> None:
     """Train as a config file says."""
     given = list(overrides or [])
     if output_dir is not None:
-        place = output_dir.absolute()
-        given += [f"run.root='{place.parent}'", f"run.name='{place.name}'"]
+        place = output_dir.rstrip("/") if is_object(output_dir) else str(Path(output_dir).absolute())
+        root, _, name = place.rpartition("/")
+        given += [f"run.root='{root}'", f"run.name='{name}'"]
     if resume:
         given.append("run.resume=true")
     raise typer.Exit(launcher_app.launch(compose_file(config, given), CONSOLE, detach=detach))
@@ -58,7 +60,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Show runs."""
-    directories = [locate_run(run, root)] if run is not None else list_runs(root)
+    directories = [locate_run(run, root)] if run is not None else list_runs(root, storage_endpoint(root))
     found = [status for directory in directories if (status := directory.status()) is not None]
     if as_json:
         rows = [status.to_dict() for status in found]
@@ -106,7 +108,9 @@ def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
     directory.request_stop()
     cluster = cluster_of(directory)
     if status is not None and (status.state is RunState.SUSPENDED or not looked_after(cluster)):
-        end_run(directory, RunState.STOPPED, "stopped on request", index_of(status.cluster))
+        end_run(
+            directory, RunState.STOPPED, "stopped on request", index_of(directory.config().cluster if cluster is None else cluster.config)
+        )
         CONSOLE.print(f"run {directory.run_id!r} is STOPPED", highlight=False)
         return
     text = f"run {directory.run_id!r} will checkpoint and end; follow it with: tpu train attach {directory.url}"

@@ -1,4 +1,4 @@
-"""The keeper of a cluster's runs: `python -m launcher.gang.keeper INDEX_FOLDER`, one process beside each head.
+"""The keeper of a cluster's runs: `python -m launcher.gang.keeper INDEX`, one process beside each head.
 
 A run whose supervisor is gone although the run has not ended (its process died, or the head with all that Ray knew) goes on: the keeper
 submits its next attempt, from the code and the configuration in the run directory. It is started and kept alive by the head's agent, which
@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum, StrEnum, auto
-from pathlib import Path
 
 from cluster.errors import PodlaunchError
 from cluster.logs import set_up_logging
@@ -127,7 +126,7 @@ class Keeper:
                 logger.warning("run %s: %s", entry.run_directory, error)
 
     def _look_after(self, entry: Entry, living: frozenset[str]) -> None:
-        run = entry.run
+        run = self._index.run(entry)
         status = run.status()
         now = self._clock()
         stands = standing(status, self._cluster, stop_asked=run.stop_requested(), now=now)
@@ -150,9 +149,9 @@ class Keeper:
             reason = (
                 f"its supervisor was lost {entry.lives} times in a row without a step further than {entry.best_step}; the last: {words}"
             )
-            end_run(entry.run, RunState.FAILED, reason, self._index, self._clock)
+            end_run(self._index.run(entry), RunState.FAILED, reason, self._index, self._clock)
             logger.warning("run %s: %s", status.run_id, reason)
-        elif (job := submit_again(entry.run, entry, self._index, self._http, words, self._clock)) is not None:
+        elif (job := submit_again(self._index.run(entry), entry, self._index, self._http, words, self._clock)) is not None:
             logger.warning("run %s goes on as job %s at step %d: %s", status.run_id, job, status.step, words)
 
     def _last_words(self, status: RunStatus) -> str:
@@ -168,11 +167,12 @@ class Keeper:
 def main() -> None:
     beside = Beside.from_environment()
     set_up_logging(f"keeper-{beside.cluster}", terminal=None)
-    keeper = Keeper(beside.cluster, RunIndex(Path(sys.argv[1])), RayHttp(beside.url, beside.token_file))
+    index = RunIndex(sys.argv[1])
+    keeper = Keeper(beside.cluster, index, RayHttp(beside.url, beside.token_file))
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     told = ""
-    while not ending.wait(LOOK_S):
+    while not ending.wait(max(LOOK_S, index.poll_s)):
         try:
             keeper.look()
             told = ""

@@ -72,7 +72,7 @@ class RunRecord:
 
     def tick(self) -> None:
         """Write the status when the last writing is long enough ago."""
-        if self._clock() - self._written >= WRITE_INTERVAL_S:
+        if self._clock() - self._written >= max(WRITE_INTERVAL_S, self._directory.poll_s):
             self.write()
 
     def write(self) -> None:

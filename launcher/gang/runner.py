@@ -25,12 +25,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import PodlaunchError
 from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice
 from launcher import code
 from launcher.gang.evidence import sickness
 from launcher.gang.lease import LEASE_S
+from launcher.gang.mirror import Place, open_place
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ Event = dict[str, Any]
 
 NOTICE_INTERVAL_S = 0.25
 """How often the agent's file is looked at."""
+LAST_WORDS_S = 10.0
+"""How long the end of a process that failed may be kept from the supervisor until the last of its log is sent."""
 _TAIL_BYTES = 64 * 1024
 
 # What the child must not take over from the Ray worker that its runner is.
@@ -47,7 +51,12 @@ _NOT_FOR_CHILDREN = ("RAY_", "MEGASCALE_", "PYTHONPATH", "OMP_NUM_THREADS")
 class Child:
     """One training process and what it says. Puts events into `events`; the last one is `exit` with the process's return code."""
 
-    def __init__(self, argv: list[str], env: Mapping[str, str], log: Path, events: "queue.Queue[Event]") -> None:
+    def __init__(
+        self, argv: list[str], env: Mapping[str, str], log: Path, events: "queue.Queue[Event]", place: Place | None = None
+    ) -> None:
+        """`place`: what is to be sent from while the process lives, and after it."""
+        self._place = place
+        self._ended, self._told = threading.Event(), threading.Event()
         self._argv = argv
         self._env = dict(env)
         self._log = log
@@ -65,13 +74,8 @@ class Child:
             self._process.send_signal(number)
 
     def wait(self, timeout: float) -> bool:
-        """Whether the process ended within `timeout` seconds."""
-        assert self._process is not None
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        """Whether the process ended within `timeout` seconds, and what it left is sent or given up."""
+        return self._told.wait(timeout)
 
     def _live(self) -> None:
         reading, writing = os.pipe()
@@ -93,21 +97,36 @@ class Child:
         finally:
             os.close(writing)
             self._started.set()
+        sender = threading.Thread(target=self._send, name="send", daemon=True)
+        sender.start()
         with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 self._events.put(_parse(line))
         code = self._process.wait()
+        self._ended.set()
+        sender.join(None if code == 0 else LAST_WORDS_S)
         said = _tail(self._log)
         sick = sickness(said) if code != 0 else ""
         self._events.put({"event": "exit", "code": code, "time": time.time(), "last_line": _last_line(said), "sick": sick})
+        self._told.set()
+
+    def _send(self) -> None:
+        if self._place is None:
+            return
+        self._place.keep_sending(self._ended)
+        try:
+            self._place.finish()
+        except PodlaunchError as error:
+            self._events.put({"event": "unsent", "error": str(error)})
 
 
 class Runner:
     """The actor. Its methods run in a pool of threads, so that `next_events` may block while others are called."""
 
     def __init__(self, run_dir: str, host: int, lease: float = LEASE_S) -> None:
-        """`lease`: seconds that the child lives on after the last question."""
-        self._run_dir = Path(run_dir)
+        """`run_dir`: a local path or gs://. `lease`: seconds that the child lives on after the last question."""
+        self._url = run_dir
+        self._place = open_place(run_dir, host, cache_dir())
         self._host = host
         self._events: queue.Queue[Event] = queue.Queue()
         self._child: Child | None = None
@@ -136,7 +155,7 @@ class Runner:
         """Start the training process of this host. Raises OSError when it cannot be started."""
         self.kill()
         self._events = queue.Queue()  # what an earlier child said is over
-        unpacked = code.unpack(self._run_dir / "code.zip", cache_dir() / "code")
+        unpacked = code.unpack(self._place.fetch(attempt), cache_dir() / "code")
         env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
         env |= {
             "PYTHONPATH": str(unpacked / "podlaunch"),
@@ -146,9 +165,10 @@ class Runner:
             **_read_secrets(secrets),
             **environment,
         }
-        argv = [sys.executable, "-m", "launcher.training.child", str(self._run_dir), "--attempt", str(attempt)]
+        argv = [sys.executable, "-m", "launcher.training.child", str(self._place.folder)]
+        argv += ["--attempt", str(attempt), "--run", self._url, "--checkpoints", self._place.checkpoints]
         self.renew()
-        self._child = Child(argv, env, self._run_dir / log, self._events)
+        self._child = Child(argv, env, self._place.folder / log, self._events, self._place)
         threading.Thread(target=self._watch_supervisor, args=(self._child,), name="lease", daemon=True).start()
         self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
 

@@ -308,7 +308,7 @@ def main() -> None:
         record.enter(RunState.FAILED, "", reason=f"the supervisor failed: {type(error).__name__}: {error}", ended_at=time.time())
         raise
     finally:
-        settle(directory, index_of(config.cluster.name))
+        settle(directory, index_of(config.cluster))
     print(json.dumps({"run": directory.run_id, "state": record.status.state}))
 
 

@@ -53,13 +53,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m launcher.training.child")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, default=0)
+    parser.add_argument(
+        "--run", help="the run directory itself, a local path or gs://; by default RUN_DIR, which may be a host's copy of it"
+    )
+    parser.add_argument("--checkpoints", help="where they are, a local path or gs://; by default in RUN_DIR")
     args = parser.parse_args(argv)
     reporter = reporter_from_environment()
     signal.signal(signal.SIGTERM, _stop_at_once)  # until training has a state worth saving
     code, opened = EXIT_FAILED, contextlib.ExitStack()
     try:
         try:
-            code = run(args.run_dir, args.attempt, reporter, opened)
+            code = run(args.run_dir, args.attempt, reporter, opened, args.checkpoints, args.run)
         except Exception as error:  # noqa: BLE001  # the outermost loop: whatever happened is told to the log and to the supervisor
             tell(error, reporter)
         opened.close()  # after the telling: it may wait for peers that are gone
@@ -69,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         os._exit(code)
 
 
-def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.ExitStack) -> int:
+def run(
+    run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.ExitStack, checkpoints: str | None, url: str | None = None
+) -> int:
     """Train what RUN_DIR/config.yaml says; the exit code. Raises whatever goes wrong, and then leaves the job in `opened`."""
     reporter.emit("phase", phase="connecting")
     if user_code := os.environ.get("PODLAUNCH_USER_CODE"):
@@ -82,7 +88,7 @@ def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.Exit
     from launcher.training.job import Preempted, TrainingJob
 
     config = LaunchConfig.from_yaml(run_dir / "config.yaml")
-    claims = Claims(open_files(run_dir))
+    claims = Claims(open_files(url or run_dir))
     job = opened.enter_context(
         TrainingJob(
             config.training,
@@ -92,6 +98,7 @@ def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.Exit
             peak_flops=peak_flops(),
             allow=config.run.allow,
             may_publish=lambda: claims.check(attempt),
+            checkpoints=checkpoints,
         )
     )
     code = EXIT_DONE

@@ -55,7 +55,7 @@ class TrainingJob:
     """Trains what `config` says into the folder `output`; goes on from the newest good checkpoint there.
 
     `peak_flops` is the sum over all chips of the run, in FLOP/s; without it no MFU is reported. `allow` names what a resume may find
-    changed (`run.allow`). Other exceptions than those named at
+    changed (`run.allow`). `checkpoints`: where they are instead of in `output`, a local path or gs://. Other exceptions than those named at
     the methods are bugs or JAX's own (out of memory, a lost peer).
     """
 
@@ -69,10 +69,12 @@ class TrainingJob:
         peak_flops: float | None = None,
         allow: Collection[str] = (),
         may_publish: Callable[[], None] = lambda: None,
+        checkpoints: str | None = None,
     ) -> None:
         """`may_publish` is called on process 0 before anything is published that outlives the attempt; it raises where that must not be."""
         self.config, self.output, self.attempt = config, output, attempt
         self.peak_flops, self.allow, self.may_publish = peak_flops, allow, may_publish
+        self.checkpoints = checkpoints or str(output / FOLDER)
         self.reporter = reporter or SilentReporter()
         self.tokenizer: Tokenizer = ByteTokenizer()
         self._open = contextlib.ExitStack()
@@ -154,7 +156,7 @@ class TrainingJob:
         trainer = self.config.trainer
         retention = Retention(trainer.keep_checkpoints, trainer.keep_every)
         meaning = meaning_of(self.config, data.key)
-        return Checkpoints(self.output / FOLDER, retention, self.reporter, meaning=meaning, allow=self.allow, may_publish=self.may_publish)
+        return Checkpoints(self.checkpoints, retention, self.reporter, meaning=meaning, allow=self.allow, may_publish=self.may_publish)
 
     def _loop(self, ready: "_Prepared", first: int) -> Loop:
         history = history_of(RunDirectory(self.output).events()) if is_main() else History()

@@ -41,8 +41,8 @@ def test_a_submission_carries_names_of_secrets_and_never_values(
     assert json.loads(file.read_text()) == {"HF_TOKEN": "s3cret"}
     assert file.stat().st_mode & 0o777 == 0o600
     assert str(file) in posted["entrypoint"]
-    (entry,) = index_of("c").entries()
-    assert (entry.run.path, entry.secret_names, entry.secrets) == (run.path, ["HF_TOKEN"], SecretPlace(file=str(file)))
+    (entry,) = index_of(CONFIG).entries()
+    assert (entry.run_directory, entry.secret_names, entry.secrets) == (run.url, ["HF_TOKEN"], SecretPlace(file=str(file)))
 
 
 def test_a_refused_submission_ends_the_run_instead_of_leaving_it_queued(cluster: Cluster, run: RunDirectory, head: Head) -> None:
@@ -53,7 +53,7 @@ def test_a_refused_submission_ends_the_run_instead_of_leaving_it_queued(cluster:
     status = run.status()
     assert status is not None
     assert status.state is RunState.FAILED
-    assert index_of("c").entries() == []
+    assert index_of(CONFIG).entries() == []
 
 
 def test_two_commands_do_not_start_one_run(cluster: Cluster, run: RunDirectory, head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +68,8 @@ def suspended(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> RunDirector
     """As `tpu stop --keep-runs` leaves it; it had been given a secret."""
     run.write_status(RunStatus("r", "c", RunState.STARTING, attempt=3, step=7, restarts=2, recoveries=Recoveries(infrastructure=2)))
     run.request_stop(suspend=True)
-    index_of("c").write(Entry(str(run.path), None, ["HF_TOKEN"]))
-    end_run(run, RunState.SUSPENDED, "cluster 'c' was stopped", index_of("c"))
+    index_of(CONFIG).write(Entry(str(run.path), None, ["HF_TOKEN"]))
+    end_run(run, RunState.SUSPENDED, "cluster 'c' was stopped", index_of(CONFIG))
     monkeypatch.setenv("HF_TOKEN", "s3cret")
     return run
 
@@ -91,7 +91,7 @@ def test_a_suspended_run_goes_on_when_its_cluster_is_brought_up(
     assert (status.state, status.step, status.restarts, status.recoveries.infrastructure) == (RunState.QUEUED, 7, 0, 2)
     assert status.job == head.posted[0]["submission_id"]
     assert not suspended.stop_requested()
-    (entry,) = index_of("c").entries()
+    (entry,) = index_of(CONFIG).entries()
     assert entry.secrets is not None
     assert json.loads(entry.secrets.read()) == {"HF_TOKEN": "s3cret"}
     assert bring_up(cluster, monkeypatch) == [], "once"

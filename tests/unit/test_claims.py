@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def index(tmp_path: Path) -> RunIndex:
-    return RunIndex(tmp_path / "index")
+    return RunIndex(str(tmp_path / "index"))
 
 
 def record(run: RunDirectory, attempt: int = 0, **more: object) -> RunRecord:

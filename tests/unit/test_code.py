@@ -44,8 +44,7 @@ def test_unpacked_packages_stand_before_the_users_modules(tmp_path: Path) -> Non
     user.mkdir()
     for name in ("launcher", "cluster", "conf"):
         (user / f"{name}.py").write_text("raise RuntimeError('shadowed')\n")
-    archive = tmp_path / "code.zip"
-    archive.write_bytes(code.pack(user))
+    archive = code.pack(user)
     unpacked = code.unpack(archive, tmp_path / "cache")
     assert code.unpack(archive, tmp_path / "cache") == unpacked
     env = {"PYTHONPATH": str(unpacked / "podlaunch"), "PYTHONSAFEPATH": "1"}

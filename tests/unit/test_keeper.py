@@ -74,7 +74,7 @@ class Ray:
 class World:
     def __init__(self, folder: Path) -> None:
         self.ray, self.now, self.folder = Ray(), 10_000.0, folder
-        self.index = RunIndex(folder / "index")
+        self.index = RunIndex(str(folder / "index"))
         self.keeper = Keeper("c", self.index, cast(RayHttp, self.ray), lambda: self.now)
 
     def run(self, name: str = "r", state: RunState = RunState.RUNNING, *, cluster: str = "c", **more: Any) -> RunDirectory:

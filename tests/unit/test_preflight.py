@@ -82,7 +82,8 @@ def test_a_finished_run_is_resumed_only_to_train_further(tmp_path: Path) -> None
     ("run", "expected"),
     [
         ({"root": "/proc/runs"}, "cannot write into /proc"),
-        ({"root": "gs://bucket/runs"}, "local paths only"),
+        ({"root": "s3://bucket/runs"}, "give a local path, or gs://"),
+        ({"root": "gs:///runs"}, "is not gs://<bucket>/<name>"),
         ({"name": "new", "resume": True}, "there is no run 'new'"),
         ({"code": "nowhere"}, "no such folder"),
     ],

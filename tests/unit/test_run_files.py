@@ -1,36 +1,17 @@
 """The files of a run directory: the same contract below a folder and below gs://."""
 
 import itertools
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cluster import processes
 from cluster.cloud_errors import NotFoundError
-from cluster.emulator.storage import Storage, storage_binary, storage_marker
 from cluster.errors import ConfigError, PodlaunchError
-from cluster.state import private_dir
-from cluster.storage import Bucket, split_url
+from cluster.storage import split_url
 from launcher.compose import compose_config, load
 from launcher.run_files import ObjectFiles, RunFiles, RunRoot, open_files
 from launcher.runs import RunDirectory, RunState, RunStatus, find_run, list_runs
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    binary = storage_binary()
-    assert binary is not None, "the extra dev has it"
-    with tempfile.TemporaryDirectory() as folder:
-        place = private_dir(Path(folder) / "emulator")
-        storage = Storage(place, binary)
-        storage.start()
-        Bucket("runs-bucket", storage.url, "my-project").ensure()
-        yield storage.url
-        storage.stop()
-        processes.kill_members(storage_marker(place))
 
 
 @pytest.fixture(params=["folder", "bucket"])
