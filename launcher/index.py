@@ -43,13 +43,11 @@ class Entry:
 
 
 class RunIndex:
-    """Several processes write it: each entry is a file of its own, replaced at once. Methods raise OSError or CloudError when the place does
-    not answer.
-    """
+    """Several processes write it: each entry is a file of its own, replaced at once. Methods raise OSError or CloudError."""
 
     def __init__(self, url: str, endpoint: str | None = None) -> None:
         """`endpoint`: as for Bucket, for gs:// only."""
-        self._files, self._endpoint = open_files(url, endpoint), endpoint
+        self.url, self._files, self._endpoint = url, open_files(url, endpoint), endpoint
 
     @property
     def poll_s(self) -> float:

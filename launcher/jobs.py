@@ -22,12 +22,12 @@ def job_id(run: RunDirectory, attempt: int) -> str:
     return run.run_id if attempt == 0 else f"{run.run_id}-{attempt}"
 
 
-def post(http: RayHttp, run: RunDirectory, job: str, secrets: SecretPlace | None) -> None:
-    """Start the run's supervisor. Raises ClusterError when the head refuses or does not answer.
+def post(http: RayHttp, run: RunDirectory, job: str, secrets: SecretPlace | None, index: str) -> None:
+    """Start the run's supervisor. `index`: where the cluster's runs are listed (launcher/index.py). Raises ClusterError when the head refuses or does not answer.
 
     No entrypoint resources: such a job's driver stays on the head, where no preemption can take it.
     """
-    arguments = [run.url, "--job", job]
+    arguments = [run.url, "--job", job, "--index", index]
     if secrets is not None:
         arguments += ["--secrets", secrets.to_json()]
     entrypoint = f'exec "$PODLAUNCH_PYTHON" -m launcher.gang.supervisor {shlex.join(arguments)}'

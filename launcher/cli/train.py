@@ -108,9 +108,8 @@ def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
     directory.request_stop()
     cluster = cluster_of(directory)
     if status is not None and (status.state is RunState.SUSPENDED or not looked_after(cluster)):
-        end_run(
-            directory, RunState.STOPPED, "stopped on request", index_of(directory.config().cluster if cluster is None else cluster.config)
-        )
+        index = index_of(directory.config().cluster if cluster is None else cluster.config)
+        end_run(directory, RunState.STOPPED, "stopped on request", index)
         CONSOLE.print(f"run {directory.run_id!r} is STOPPED", highlight=False)
         return
     text = f"run {directory.run_id!r} will checkpoint and end; follow it with: tpu train attach {directory.url}"

@@ -27,7 +27,7 @@ from launcher.gang.evidence import Cause, HostFailure, classify
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
-from launcher.index import index_of
+from launcher.index import RunIndex
 from launcher.runs import Recoveries, RunDirectory, RunState
 
 logger = logging.getLogger(__name__)
@@ -272,6 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", help="a local path or gs://")
     parser.add_argument("--job", required=True)
+    parser.add_argument("--index", required=True, help="where the cluster's unfinished runs are listed")
     parser.add_argument("--secrets", type=SecretPlace.from_json, metavar="JSON", help="where they are, not what they are")
     arguments = parser.parse_args()
     directory = RunDirectory(arguments.run_dir)
@@ -308,7 +309,7 @@ def main() -> None:
         record.enter(RunState.FAILED, "", reason=f"the supervisor failed: {type(error).__name__}: {error}", ended_at=time.time())
         raise
     finally:
-        settle(directory, index_of(config.cluster))
+        settle(directory, RunIndex(arguments.index))
     print(json.dumps({"run": directory.run_id, "state": record.status.state}))
 
 

@@ -53,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m launcher.training.child")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, default=0)
-    parser.add_argument(
-        "--run", help="the run directory itself, a local path or gs://; by default RUN_DIR, which may be a host's copy of it"
-    )
+    parser.add_argument("--run", help="the run directory itself, where RUN_DIR is a host's copy of one on gs://")
     parser.add_argument("--checkpoints", help="where they are, a local path or gs://; by default in RUN_DIR")
     args = parser.parse_args(argv)
     reporter = reporter_from_environment()

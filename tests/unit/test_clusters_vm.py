@@ -270,7 +270,7 @@ def test_secrets_of_runs_go_to_secret_manager_and_go_with_the_cluster(
     cluster = up(google.config)
     for job in ("my.run", "my.run-1"):
         place, names = jobs.store_secrets(cluster, RunDirectory(tmp_path / "my.run"), ["HF_TOKEN", "NOT_SET"])
-        jobs.post(cluster.http, RunDirectory(tmp_path / "my.run"), job, place)
+        jobs.post(cluster.http, RunDirectory(tmp_path / "my.run"), job, place, "index")
         assert names == ["HF_TOKEN"]
     assert all("s3cret" not in posted for posted in google.hosts.posted)
     assert json.loads(google.services.secrets.read("podlaunch-mine-run-my_run")) == {"HF_TOKEN": "s3cret"}
