@@ -23,7 +23,9 @@ def job_id(run: RunDirectory, attempt: int) -> str:
 
 
 def post(http: RayHttp, run: RunDirectory, job: str, secrets: SecretPlace | None, index: str) -> None:
-    """Start the run's supervisor. `index`: where the cluster's runs are listed (launcher/index.py). Raises ClusterError when the head refuses or does not answer.
+    """Start the run's supervisor. `index`: where the cluster's runs are listed (launcher/index.py).
+
+    Raises ClusterError when the head refuses or does not answer.
 
     No entrypoint resources: such a job's driver stays on the head, where no preemption can take it.
     """
