@@ -152,7 +152,7 @@ def test_a_notice_is_written_down_and_drains_ray_which_does_not_come_back(world:
     notice = read_notice(world.folder)
     assert notice is not None
     assert (notice.kind, notice.deadline) == (NoticeKind.PREEMPTED, world.now + 30)
-    psutil.wait_procs([psutil.Process(world.started[0].pid)], timeout=20)
+    psutil.wait_procs([psutil.Process(one.pid) for one in world.started if one.alive()], timeout=20)
     world.pass_time(agent, 600)
     assert len(world.started) == 1
 
