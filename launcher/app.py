@@ -123,7 +123,7 @@ def _take_up(cluster: Cluster, index: RunIndex, entry: Entry, status: RunStatus)
     attempt, job = claimed
     secrets, names = jobs.store_secrets(cluster, run, entry.secret_names)
     again = dataclasses.replace(
-        status, state=RunState.QUEUED, attempt=attempt, job=job, phase="submitted", reason=None, restarts=0, updated_at=time.time()
+        status, state=RunState.QUEUED, attempt=attempt, job=job, phase="submitted", reason=None, spent={}, updated_at=time.time()
     )
     run.append_event({"event": "state", "state": again.state.value, "attempt": attempt})
     submit_next(run, Entry(entry.run_directory, secrets, names), index, cluster.http, again)

@@ -21,6 +21,7 @@ from typing import Any, Self
 import yaml
 
 from cluster.config import ClusterConfig
+from cluster.durations import parse_duration
 from cluster.errors import ConfigError
 from cluster.schema import build, did_you_mean, to_plain
 from launcher.models.variants import VARIANTS, Variant
@@ -31,6 +32,41 @@ DATA_SOURCES = ("python_stdlib", "text", "jsonl")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 RESUME_TOPICS = ("model", "data", "seed", "batch_size", "seq_len", "compute_dtype", "optimizer")
 """What must not change on a resume unless `run.allow` names it (launcher/curve.py)."""
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """How many times a failed gang is started again, by the cause of the failure, before the run counts as FAILED; null: without limit."""
+
+    preempted: int | None = None
+    """The cloud took a slice away."""
+    infrastructure: int | None = 10
+    """A machine, a host or the network failed, or a process was killed from outside."""
+    oom: int | None = 0
+    """Host or device memory was too small."""
+    application: int | None = 0
+    """The program itself failed."""
+    backoff: str = "2s"
+    """Before an attempt that follows one which came no further than those before it; twice as long each time."""
+    backoff_limit: str = "5m"
+
+    def __post_init__(self) -> None:
+        for name in ("preempted", "infrastructure", "oom", "application"):
+            if (value := getattr(self, name)) is not None:
+                _at_least(f"run.budget.{name}", value, 0)
+        for name in ("backoff", "backoff_limit"):
+            try:
+                parse_duration(getattr(self, name))
+            except ValueError as error:
+                raise ConfigError(f"run.budget.{name} {error}") from None
+
+    @property
+    def backoff_seconds(self) -> float:
+        return parse_duration(self.backoff)
+
+    @property
+    def backoff_limit_seconds(self) -> float:
+        return parse_duration(self.backoff_limit)
 
 
 @dataclass(frozen=True)
@@ -49,8 +85,7 @@ class RunConfig:
     """What a resume may find changed: any of model, data, seed, batch_size, seq_len, compute_dtype, optimizer."""
     code: str | None = None
     """A folder of your own modules to ship with the run; importable in the training processes only."""
-    max_restarts: int = 10
-    """How many times a failed gang is started again before the run counts as FAILED."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     secrets: list[str] = field(default_factory=list)
     """Names of environment variables (or .env entries) handed to the training processes. Never values."""
 
@@ -62,7 +97,6 @@ class RunConfig:
             )
         if self.resume and self.name is None:
             raise ConfigError("run.resume=true needs run.name=<the run to go on with>")
-        _at_least("run.max_restarts", self.max_restarts, 0)
         for topic in self.allow:
             if topic not in RESUME_TOPICS:
                 raise ConfigError(f"run.allow: {topic!r} is nothing that a resume checks{did_you_mean(topic, RESUME_TOPICS)}")

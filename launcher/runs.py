@@ -4,7 +4,7 @@
       config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl
       logs/<attempt>/host-<i>.log  checkpoints/<step>/  export/  tensorboard/
       claims/<attempt>.json  whose attempt it is (launcher/claims.py)
-      stop                   present once somebody asked the run to stop; it holds `suspend` when the run shall go on later
+      stop                   present once somebody asked the run to stop; it holds how (StopRequest)
 
 The command line, the dashboard and outside scripts read it; only whoever holds the newest claim (the run's supervisor, or who submits or
 ends the run in its place) writes status.json and events.jsonl, and only process 0 of the training gang writes metrics.jsonl. On gs:// the
@@ -45,7 +45,17 @@ class RunState(StrEnum):
     SUSPENDED = "SUSPENDED"
 
 
-_SUSPEND = b"suspend"
+class StopRequest(StrEnum):
+    """What the file `stop` of a run directory asks for."""
+
+    SAVE = "save"
+    """Checkpoint and end."""
+    NOW = "now"
+    """End without a checkpoint."""
+    SUSPEND = "suspend"
+    """Checkpoint and end, to go on when the cluster is up again."""
+
+
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 
 TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
@@ -114,8 +124,8 @@ class RunStatus:
     first_failure: FirstFailure | None = None
     phases: dict[str, float] = field(default_factory=dict)
     job: str | None = None
-    restarts: int = 0
-    """How much of run.max_restarts is spent since a person last asked for the run."""
+    spent: dict[str, int] = field(default_factory=dict)
+    """How much of each of run.budget is spent, by cause, since a person last asked for the run."""
     quiet_at: float = 0.0
     """From then on no process of an earlier attempt lives any more, whatever became of its supervisor."""
 
@@ -141,7 +151,6 @@ class RunDirectory:
         """`endpoint`: as for Bucket, for gs:// only."""
         self.files = open_files(url, endpoint)
         self.url = self.files.url
-        self._asked, self._stop = float("-inf"), False
 
     @property
     def run_id(self) -> str:
@@ -229,23 +238,19 @@ class RunDirectory:
                 found.setdefault(int(parts[1]), []).append(int(parts[2]))
         return {attempt: sorted(found[attempt]) for attempt in sorted(found)}
 
-    def request_stop(self, *, suspend: bool = False) -> None:
-        """Ask the run's supervisor to checkpoint and end the run. `suspend`: it goes on when its cluster is up again."""
-        self.files.write("stop", _SUSPEND if suspend else b"")
-        self._asked = float("-inf")
+    def request_stop(self, how: StopRequest = StopRequest.SAVE) -> None:
+        """Ask the run's supervisor to end the run."""
+        self.files.write("stop", how.encode())
 
-    def stop_requested(self) -> bool:
-        """Asked again only after `poll_s`: on gs:// each question is a request."""
-        now = time.monotonic()
-        if now - self._asked >= self.poll_s or self._stop:
-            self._asked, self._stop = now, self.files.read("stop") is not None
-        return self._stop
+    def stop_requested(self) -> StopRequest | None:
+        content = self.files.read("stop")
+        if content is None:
+            return None
+        text = content.decode(errors="replace").strip()
+        return StopRequest(text) if text in tuple(StopRequest) else StopRequest.SAVE
 
     def write_data(self, archive: bytes) -> None:
         self.files.write(DATA, archive)
-
-    def suspend_requested(self) -> bool:
-        return self.files.read("stop") == _SUSPEND
 
     def clear_stop_request(self) -> None:
         self.files.remove("stop")

@@ -17,7 +17,7 @@ from launcher.attempts import end_run
 from launcher.cli.options import CONSOLE, ERRORS, confirm
 from launcher.cli.places import clusters_elsewhere, orphans_everywhere
 from launcher.index import index_of
-from launcher.runs import FINAL, RunDirectory, RunState
+from launcher.runs import FINAL, RunDirectory, RunState, StopRequest
 from launcher.watch import looked_after
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def suspend(
     """Ask the runs to checkpoint and wait until they have ended, or for `SUSPEND_LIMIT_S`."""
     waiting = [run for run in runs if _state(run) not in ENDED]
     for run in waiting:
-        run.request_stop(suspend=True)
+        run.request_stop(StopRequest.SUSPEND)
     if waiting:
         say(f"waiting for {len(waiting)} runs to checkpoint")
     deadline = clock() + SUSPEND_LIMIT_S

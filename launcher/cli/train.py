@@ -15,7 +15,7 @@ from launcher.compose import compose_file
 from launcher.follow import follow
 from launcher.index import index_of
 from launcher.run_files import is_object
-from launcher.runs import FINAL, RunState, list_runs
+from launcher.runs import FINAL, RunState, StopRequest, list_runs
 from launcher.watch import SupervisorWatch, looked_after
 
 app = typer.Typer(help="Training runs.", no_args_is_help=True, rich_markup_mode=None)
@@ -99,18 +99,22 @@ def logs(
 
 
 @app.command("stop")
-def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
+def stop(
+    run: Run,
+    root: Root = DEFAULT_ROOT,
+    now: Annotated[bool, typer.Option("--now", help="End at once, without a checkpoint: what came after the last one is lost.")] = False,
+) -> None:
     """Ask a run to checkpoint and end."""
     directory = locate_run(run, root)
     status = directory.status()
     if status is not None and status.state in FINAL:
         raise PodlaunchError(f"run {directory.run_id!r} is {status.state} already")
-    directory.request_stop()
+    directory.request_stop(StopRequest.NOW if now else StopRequest.SAVE)
     cluster = cluster_of(directory)
     if status is not None and (status.state is RunState.SUSPENDED or not looked_after(cluster)):
         index = index_of(directory.config().cluster if cluster is None else cluster.config)
         end_run(directory, RunState.STOPPED, "stopped on request", index)
         CONSOLE.print(f"run {directory.run_id!r} is STOPPED", highlight=False)
         return
-    text = f"run {directory.run_id!r} will checkpoint and end; follow it with: tpu train attach {directory.url}"
+    text = f"run {directory.run_id!r} will {'end' if now else 'checkpoint and end'}; follow it with: tpu train attach {directory.url}"
     CONSOLE.print(text, highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 from ray.core.generated import autoscaler_pb2
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -19,6 +19,10 @@ from launcher.runs import RunDirectory
 
 DRAIN_LIMIT_S = 60.0
 """What is still on a slice that was given up may be ended after this."""
+
+
+# What Ray says of an actor whose process or host is gone. OutOfMemoryError: its memory monitor ended the worker.
+_LOST = (RayActorError, NodeDiedError, OutOfMemoryError)
 
 
 class Gang:
@@ -46,8 +50,8 @@ class Gang:
         self._groups.append(group)
         return group
 
-    def reserved(self, group: PlacementGroup, timeout: float) -> bool:
-        """Whether the slices are there; waits up to `timeout` seconds for them."""
+    def reserved(self, group: PlacementGroup, timeout: int) -> bool:
+        """Whether the slices are there; waits up to `timeout` seconds for them. Whole ones: Ray cuts off the rest, and 0 never waits."""
         return bool(group.wait(timeout))
 
     def find_hosts(self, group: PlacementGroup) -> bool:
@@ -82,6 +86,7 @@ class Gang:
 
     def start(self, attempt: int, timeout: float) -> None:
         """Start one training process a host. Raises GangLost when a host does not answer, OSError when a process cannot start."""
+        self._pending = {}
         port, megascale_port = self._ask([self._runners[0].free_ports.remote(2)], timeout)[0]
         calls = [
             runner.start.remote(
@@ -97,7 +102,6 @@ class Gang:
         ]
         self._wait_renewing(calls, timeout)
         self._ask(calls, 0.0)
-        self._pending = {}
 
     def poll(self, timeout: float) -> list[tuple[int, Event]]:
         """(host index, event) of whatever was said within `timeout` seconds. A lost runner says `lost`."""
@@ -112,9 +116,9 @@ class Gang:
             index = self._pending.pop(reference)
             try:
                 found += [(index, event) for event in ray.get(reference)]
-            except RayActorError as error:
+            except _LOST as error:
                 words = f"the host's runner is gone: {_first_line(error)}"
-                found.append((index, {"event": "lost", "error": words, "preempted": error.preempted}))
+                found.append((index, {"event": "lost", "error": words, "preempted": getattr(error, "preempted", False)}))
         return found
 
     def terminate(self) -> None:
@@ -158,7 +162,7 @@ class Gang:
             return list(ray.get(list(calls), timeout=timeout))
         except RayTaskError as error:
             raise error.as_instanceof_cause() from error  # type: ignore[no-untyped-call]  # the same
-        except (RayActorError, ray.exceptions.GetTimeoutError) as error:
+        except (*_LOST, ray.exceptions.GetTimeoutError) as error:
             raise GangLost(_first_line(error)) from error
 
     def _name(self, part: str) -> str:

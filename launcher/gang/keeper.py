@@ -21,7 +21,7 @@ from cluster.vm.companion import Beside
 from launcher import jobs
 from launcher.attempts import end_run, settle, submit_again
 from launcher.index import Entry, RunIndex
-from launcher.runs import FINAL, RunState, RunStatus
+from launcher.runs import FINAL, RunState, RunStatus, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +129,12 @@ class Keeper:
         run = self._index.run(entry)
         status = run.status()
         now = self._clock()
-        stands = standing(status, self._cluster, stop_asked=run.stop_requested(), now=now)
+        stands = standing(status, self._cluster, stop_asked=run.stop_requested() is not None, now=now)
         verdict = VERDICTS[stands, status is not None and status.job in living]
         if verdict is Verdict.SETTLE:
             settle(run, self._index)
         elif verdict is Verdict.STOP:
-            state = RunState.SUSPENDED if run.suspend_requested() else RunState.STOPPED
+            state = RunState.SUSPENDED if run.stop_requested() is StopRequest.SUSPEND else RunState.STOPPED
             end_run(run, state, "stopped on request, after its supervisor was lost", self._index, self._clock)
         elif verdict is Verdict.RESUBMIT:
             assert status is not None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.claims import Claims, Superseded
-from launcher.runs import FirstFailure, RunDirectory, RunState, RunStatus
+from launcher.runs import FirstFailure, RunDirectory, RunState, RunStatus, StopRequest
 
 # What the training process calls its phases -> the name in status.json and in the summary.
 CHILD_PHASES: Mapping[str, str] = {
@@ -42,8 +42,8 @@ class RunRecord:
     def enter(self, state: RunState, phase: str, **fields: Any) -> None:
         """Change state and phase; both are written at once, a new state also as an event. A new attempt is claimed first."""
         self._claim(fields.get("attempt", self.status.attempt))
-        if state is RunState.STOPPED and self._directory.suspend_requested():
-            state = RunState.SUSPENDED
+        if state is RunState.STOPPED and self._directory.stop_requested() is StopRequest.SUSPEND:
+            state, fields = RunState.SUSPENDED, {**fields, "ended_at": None}
         self._close_phase()
         changed = state is not self.status.state
         self._set(state=state, phase=phase, **fields)
@@ -112,9 +112,6 @@ class RunRecord:
         self.write()
 
     def _on_step(self, event: Mapping[str, Any]) -> None:
-        if self.status.state is not RunState.RUNNING:
-            self.event("first_step", step=event["step"], attempt=self.status.attempt)
-            self.enter(RunState.RUNNING, self.status.phase)
         new = {key: event[key] for key in ("loss", "tokens_per_second", "mfu") if event.get(key) is not None}
         self._set(step=event["step"], total_steps=event["total_steps"], **new)
 

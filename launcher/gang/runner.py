@@ -30,8 +30,9 @@ from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice
 from launcher import code
-from launcher.gang.evidence import sickness
+from launcher.gang.evidence import first_error, sickness
 from launcher.gang.lease import LEASE_S
+from launcher.gang.memory import OomWatch
 from launcher.gang.mirror import Place, open_place
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Child:
         finally:
             os.close(writing)
             self._started.set()
+        memory = OomWatch(self._process.pid)
         sender = threading.Thread(target=self._send, name="send", daemon=True)
         sender.start()
         with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
@@ -106,8 +108,16 @@ class Child:
         self._ended.set()
         sender.join(None if code == 0 else LAST_WORDS_S)
         said = _tail(self._log)
-        sick = sickness(said) if code != 0 else ""
-        self._events.put({"event": "exit", "code": code, "time": time.time(), "last_line": _last_line(said), "sick": sick})
+        self._events.put(
+            {
+                "event": "exit",
+                "code": code,
+                "time": time.time(),
+                "last_line": first_error(said),
+                "sick": sickness(said) if code != 0 else "",
+                "oom": memory.evidence() if code == -signal.SIGKILL else "",
+            }
+        )
         self._told.set()
 
     def _send(self) -> None:
@@ -154,7 +164,6 @@ class Runner:
     def start(self, attempt: int, environment: Mapping[str, str], log: str, secrets: str | None) -> None:
         """Start the training process of this host. Raises OSError when it cannot be started."""
         self.kill()
-        self._events = queue.Queue()  # what an earlier child said is over
         unpacked = code.unpack(self._place.fetch(attempt), cache_dir() / "code")
         env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
         env |= {
@@ -200,6 +209,7 @@ class Runner:
             self._child.signal(signal.SIGKILL)
             self._child.wait(30.0)
             self._child = None
+            self._events = queue.Queue()  # what it said is over
 
     @contextlib.contextmanager
     def _asked_now(self) -> Iterator[None]:
@@ -257,9 +267,3 @@ def _tail(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         return file.read().decode(errors="replace")
-
-
-def _last_line(output: str) -> str:
-    """The last line that says something."""
-    lines = [line for line in output.splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else ""

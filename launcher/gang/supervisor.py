@@ -1,7 +1,8 @@
 """The supervisor of one run: `python -m launcher.gang.supervisor RUN_DIR`, a Ray job on the cluster's head.
 
 Reserves the slices, starts the gang, watches it, starts it again from its last checkpoint when it fails, and writes down what happened.
-It trains nothing and knows no model.
+What follows from what is decided in launcher/gang/states.py (the table), evidence.py (the cause) and budgets.py (whether to go on); here
+it is seen and carried out. It trains nothing and knows no model.
 """
 
 import argparse
@@ -10,9 +11,10 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -23,12 +25,16 @@ from cluster.secret_place import SecretPlace
 from cluster.tpu.lifecycle import provisioning_limit
 from launcher.attempts import settle
 from launcher.claims import Claims, Superseded
-from launcher.gang.evidence import Cause, HostFailure, classify
+from launcher.config import BudgetConfig
+from launcher.gang.attempt import Attempt
+from launcher.gang.budgets import Budgets, Verdict
+from launcher.gang.evidence import Cause, HostFailure
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
+from launcher.gang.states import BEGIN, ENDS, PHASES, SHOWN, TRANSITIONS, Effect, Happening, Stage, Step
 from launcher.index import RunIndex
-from launcher.runs import Recoveries, RunDirectory, RunState
+from launcher.runs import Recoveries, RunDirectory, RunState, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -38,30 +44,17 @@ STOP_GRACE_S = 120.0
 """How long the gang may take to checkpoint and end once it was asked to stop."""
 ANSWER_LIMIT_S = 60.0
 """How long a runner may take to start or to kill its child."""
-EXIT_STOPPED = 143
-"""The exit code of a training process that was asked to end and did (128 + SIGTERM)."""
-
 NOTICE_GRACE_S = 5.0
 """After the announced end of a host: whoever still says nothing then is gone or waits for those who are."""
+POLL_S = 0.5
+"""How long one look at processes and at the clock may take."""
 
-CURABLE = frozenset({Cause.PREEMPTED, Cause.INFRASTRUCTURE})
-"""Causes that a new attempt may cure; a bug or too small a memory would only fail again."""
-BUDGETED = frozenset({Cause.INFRASTRUCTURE})
-"""Of these, the ones that run.max_restarts limits: spot slices may be taken as often as the cloud likes."""
-
-
-@dataclass
-class Watched:
-    """What the hosts of one attempt have said, by their index in the gang."""
-
-    ended: dict[int, int] = field(default_factory=dict)
-    """Exit codes of the processes that ended well, or as they were asked to."""
-    failures: list[HostFailure] = field(default_factory=list)
-    errors: dict[int, str] = field(default_factory=dict)
-    notices: list[HostFailure] = field(default_factory=list)
-    """Hosts that the cloud announced to take away."""
-    deadline: float = float("inf")
-    """When the first of them ends."""
+_STOPPED_WHILE = {
+    Stage.RESERVING: "it waited for its slices",
+    Stage.JOINING: "it waited for its hosts",
+    Stage.PAUSING: "it recovered",
+    Stage.MOVING: "it recovered",
+}
 
 
 class Supervisor:
@@ -72,191 +65,254 @@ class Supervisor:
         directory: RunDirectory,
         gang: Gang,
         record: RunRecord,
-        max_restarts: int,
+        budget: BudgetConfig,
         clock: Callable[[], float] = time.time,
         *,
         taken: Callable[[list[str]], str] = lambda _: "",
         hosts_limit: float = provisioning_limit(1),
+        wait: Callable[[float], object] | None = None,
     ) -> None:
         """`clock`: seconds since the epoch. `taken`: what the cloud did to one of these slices, empty for nothing. `hosts_limit`: seconds
-        that the hosts of a reserved slice may take to join.
+        that the hosts of a reserved slice may take to join. `wait`: returns after so many seconds, or when the run is interrupted.
         """
         self._directory = directory
         self._gang = gang
         self._record = record
-        self._max_restarts = max_restarts
+        self._budgets = Budgets(budget, record.status.spent)
         self._clock = clock
         self._taken = taken
         self._hosts_limit = hosts_limit
-        self._interrupted = False
-        self._restarts = record.status.restarts  # a person who takes the run up again gives it its whole budget
+        self._interrupted = threading.Event()
+        self._wait = wait or self._interrupted.wait
+        self._group: Any = None
+        self._attempt = Attempt([], clock)
+        self._first: HostFailure | None = None
+        self._cause = Cause.INFRASTRUCTURE
+        self._verdict = Verdict(again=True)
+        self._stage = Stage.RESERVING
+        self._since = clock()
+        self._looked_for_stop = float("-inf")
 
     def interrupt(self, *_: object) -> None:
         """A signal handler: stop the run the way `tpu train stop` does."""
-        self._interrupted = True
+        self._interrupted.set()
 
     def run(self) -> None:
         """Returns when the run has its final state in status.json."""
-        last: tuple[int, str] | None = None
-        while True:
-            failure = self._attempt()
-            if failure is None:
-                return
-            first, cause = failure
-            # A signal or a lost host says nothing about the program; an error's text at the same step does.
-            again = (self._record.status.step, first.error) if first.code is not None and first.code > 0 else None
-            crash_loop = again is not None and again == last
-            last = again
-            if not self._may_recover(first, cause, crash_loop):
-                return
-
-    def _attempt(self) -> tuple[HostFailure, Cause] | None:
-        """One attempt. None when the run has its final state, else the first failure and its cause."""
-        try:
-            if not self._gang.hosts and not self._get_hosts():
-                self._end(RunState.STOPPED, "stopped while it waited for its slices")
-                return None
-            attempt = self._record.status.attempt
-            self._record.enter(self._record.status.state, "starting processes")
-            self._gang.start(attempt, ANSWER_LIMIT_S)
-            return self._watch()
-        except GangLost as error:
-            return self._classify([HostFailure("gang", self._clock(), None, str(error))])
-
-    def _get_hosts(self) -> bool:
-        """Wait for slices and hosts, however long that takes. False when the run was stopped meanwhile."""
-        self._record.enter(self._record.status.state, "waiting for slices")
-        group = self._gang.reserve()
-        while not self._gang.reserved(group, timeout=1.0):
+        self._go(BEGIN, None)
+        while self._stage not in ENDS:
+            if (asked := self._stop_asked()) is not None:
+                self._happen(asked)
+            elif self._time_up():
+                self._happen(Happening.TIME_UP)
+            else:
+                _WATCHES[self._stage](self)
             self._record.tick()
-            if self._stop_asked():
-                return False
-        self._record.enter(self._record.status.state, "waiting for hosts")
-        deadline = self._clock() + self._hosts_limit
-        while not self._gang.find_hosts(group):
-            self._record.tick()
-            if self._clock() > deadline and self._gang.incomplete:
-                words = f"not all hosts of {', '.join(self._gang.incomplete)} joined within {self._hosts_limit:.0f} s"
-                self._gang.replace(self._gang.incomplete, words)
-                raise GangLost(words)
-            if self._stop_asked():
-                return False
-            time.sleep(0.25)  # Ray tells nobody when a node joins
-        self._gang.place()
-        names = sorted({host.slice_name for host in self._gang.hosts})
-        self._record.hold_slices(names, len(self._gang.hosts))
-        self._record.event("hosts", hosts=[host.name for host in self._gang.hosts])
-        return True
 
-    def _watch(self) -> tuple[HostFailure, Cause] | None:
-        """Follow the gang until it ends."""
-        seen = Watched()
-        decide_at: float | None = None
-        kill_at: float | None = None
-        while len(seen.ended) + len(seen.failures) < len(self._gang.hosts) and not (decide_at is not None and self._clock() >= decide_at):
-            announced = bool(seen.notices)
-            for index, event in self._gang.poll(timeout=0.1 if decide_at is not None else 0.5):
-                self._take(index, event, seen)
-            if seen.notices and not announced:
-                self._gang.terminate()  # also those whose hosts stay: they would wait for the others
-            if decide_at is None and (seen.failures or self._clock() > seen.deadline + NOTICE_GRACE_S):
-                decide_at = self._clock() + ECHO_WINDOW_S
-            if kill_at is None and self._stop_asked():
-                self._record.enter(self._record.status.state, "stopping")
-                self._gang.terminate()
-                kill_at = self._clock() + STOP_GRACE_S
-            if kill_at is not None and self._clock() > kill_at:
-                self._end(RunState.STOPPED, f"stopped; its processes did not checkpoint within {STOP_GRACE_S:.0f} s and were killed")
-                return None
-            self._record.tick()
-        return self._conclude(seen, stopping=kill_at is not None)
+    def _happen(self, happening: Happening) -> None:
+        step = TRANSITIONS[self._stage, happening]
+        if step != Step(self._stage):
+            self._go(step, happening)
 
-    def _take(self, index: int, event: Mapping[str, Any], seen: Watched) -> None:
-        host, kind = self._gang.hosts[index].name, event["event"]
-        if kind == "error":
-            seen.errors[index] = str(event["error"])
-        elif kind == "notice":
-            self._record.event("notice", host=host, kind=event["kind"], deadline=event["deadline"])
-            seen.notices.append(HostFailure(host, event["time"], None, f"the cloud announced: {event['kind']}", preempted=True))
-            seen.deadline = min(seen.deadline, event["deadline"])
-        elif kind == "lost":
-            seen.failures.append(HostFailure(host, self._clock(), None, str(event["error"]), event.get("preempted", False)))
-        elif kind == "exit" and event["code"] in (0, EXIT_STOPPED):
-            seen.ended[index] = event["code"]
-        elif kind == "exit":
-            error = seen.errors.get(index) or event["last_line"]
-            seen.failures.append(HostFailure(host, event["time"], event["code"], error, sick=event.get("sick", "")))
-        elif index == 0:
-            self._record.apply(event)
+    def _go(self, step: Step, why: Happening | None) -> None:
+        """Enter a stage and carry out what belongs to that. Of the effects, the last may make something happen at once."""
+        left, self._stage, self._since = self._stage, step.stage, self._clock()
+        if step.stage not in ENDS:
+            self._show()
+        follows = None
+        for effect in step.effects:
+            follows = _EFFECTS[effect](self)
+        if step.stage in ENDS:  # only now: who reads the final state finds everything given back
+            self._end(left, why)
+        if follows is not None:
+            self._happen(follows)
 
-    def _conclude(self, seen: Watched, *, stopping: bool) -> tuple[HostFailure, Cause] | None:
-        stopped = [self._gang.hosts[index].name for index, code in seen.ended.items() if code == EXIT_STOPPED]
-        if stopping:
-            self._end(RunState.STOPPED, "stopped on request")
-        elif seen.failures or (seen.notices and len(seen.ended) < len(self._gang.hosts)):
-            return self._classify(seen.failures + seen.notices)
-        elif stopped and seen.notices:
-            return seen.notices[0], Cause.PREEMPTED
-        elif stopped:  # nobody of ours asked: the machine is being shut down, or somebody sent the signal by hand
-            return HostFailure(stopped[0], self._clock(), -signal.SIGTERM, ""), Cause.INFRASTRUCTURE
+    # What is watched, by stage.
+
+    def _watch_slices(self) -> None:
+        if self._gang.reserved(self._group, timeout=1):
+            self._happen(Happening.RESERVED)
+
+    def _watch_hosts(self) -> None:
+        if self._gang.find_hosts(self._group):
+            self._happen(Happening.JOINED)
         else:
-            self._end(RunState.SUCCEEDED, None)
+            self._wait(0.25)  # Ray tells nobody when a node joins
+
+    def _watch_processes(self) -> None:
+        soon = self._stage is Stage.GATHERING
+        for index, event in self._gang.poll(timeout=0.1 if soon else POLL_S):
+            self._take(index, event)
+
+    def _watch_clock(self) -> None:
+        self._wait(min(POLL_S, max(0.0, self._since + self._verdict.delay - self._clock())))
+
+    def _take(self, index: int, event: Mapping[str, Any]) -> None:
+        if event["event"] == "notice":
+            self._record.event("notice", host=self._attempt.hosts[index], kind=event["kind"], deadline=event["deadline"])
+        elif index == 0 and event["event"] not in ("error", "exit", "lost"):
+            self._record.apply(event)
+        if (happening := self._attempt.take(index, event)) is not None:
+            self._happen(happening)
+
+    def _stop_asked(self) -> Happening | None:
+        """What the user wants and is not under way yet. The run directory is asked as often as it bears."""
+        asked = StopRequest.SAVE if self._interrupted.is_set() else None
+        if self._clock() - self._looked_for_stop >= self._directory.poll_s:
+            self._looked_for_stop = self._clock()
+            asked = self._directory.stop_requested() or asked
+        if asked is StopRequest.NOW:
+            return Happening.STOP_NOW
+        return Happening.STOP if asked is not None and self._stage is not Stage.STOPPING else None
+
+    def _time_up(self) -> bool:
+        """Whether the stage's own time limit has passed; most have none: capacity and training take as long as they take."""
+        now, spent = self._clock(), self._clock() - self._since
+        match self._stage:
+            case Stage.JOINING:
+                return spent > self._hosts_limit and bool(self._gang.incomplete)
+            case Stage.LEAVING:
+                return now > self._attempt.deadline + NOTICE_GRACE_S
+            case Stage.GATHERING:
+                return spent >= ECHO_WINDOW_S
+            case Stage.PAUSING | Stage.MOVING:
+                return spent >= self._verdict.delay
+            case Stage.STOPPING:
+                return spent > STOP_GRACE_S
+        return False
+
+    # What is carried out.
+
+    def _reserve(self) -> None:
+        self._attempt = Attempt([], self._clock)
+        self._group = self._gang.reserve()
+
+    def _place(self) -> None:
+        self._gang.place()
+        self._record.hold_slices(sorted({host.slice_name for host in self._gang.hosts}), len(self._gang.hosts))
+        self._record.event("hosts", hosts=[host.name for host in self._gang.hosts])
+
+    def _start(self) -> Happening | None:
+        self._attempt = Attempt([host.name for host in self._gang.hosts], self._clock)
+        try:
+            self._gang.start(self._record.status.attempt, ANSWER_LIMIT_S)
+        except GangLost as error:
+            return self._lost(error)
         return None
 
-    def _classify(self, failures: list[HostFailure]) -> tuple[HostFailure, Cause]:
-        first, cause = classify(failures)
-        slices = sorted({host.slice_name for host in self._gang.hosts})
+    def _ask_to_end(self) -> None:
+        self._gang.terminate()  # also those whose hosts stay: they would wait for the others
+
+    def _judge(self) -> Happening:
+        """Find the cause, write the failure down, charge a budget."""
+        if not self._attempt.hosts:
+            self._blame_missing_hosts()
+        first, cause = self._find_cause()
+        status = self._record.status
+        self._record.event("failure", host=first.host, cause=cause.value, error=first.describe, attempt=status.attempt, step=status.step)
+        logger.warning("attempt %d failed at step %d on %s (%s): %s", status.attempt, status.step, first.host, cause, first.describe)
+        self._first, self._cause = first, cause
+        self._verdict = self._budgets.judge(first, cause, self._attempt.step)
+        if not self._verdict.again:
+            return Happening.OVER
+        return Happening.AGAIN_ELSEWHERE if self._attempt.needs_new_hosts else Happening.AGAIN_HERE
+
+    def _replace(self) -> None:
+        for name in self._attempt.blamed_slices:
+            self._gang.replace([name], self._attempt.blame_of(name))
+
+    def _kill(self) -> Happening | None:
+        """End what is left of the gang; its peers would hang in a collective."""
+        try:
+            self._gang.kill(ANSWER_LIMIT_S)
+        except GangLost as error:
+            return self._lost(error)
+        return None
+
+    def _release(self) -> None:
+        self._gang.release()
+        self._record.hold_slices([], self._record.status.hosts if self._stage in ENDS else 0)
+
+    # Helpers of these.
+
+    def _show(self) -> None:
+        """Tell the run directory of the stage."""
+        status = self._record.status
+        fields: dict[str, Any] = {}
+        state = SHOWN.get(self._stage, status.state)
+        if state is RunState.RUNNING and status.state is not state:
+            self._record.event("first_step", step=self._attempt.step, attempt=status.attempt)
+        if state is RunState.RECOVERING and self._first is not None:
+            counts = {**vars(status.recoveries), self._cause.value: getattr(status.recoveries, self._cause.value) + 1}
+            failure = failure_of(self._first.host, self._first.describe)
+            fields = {
+                "attempt": status.attempt + 1,
+                "recoveries": Recoveries(**counts),
+                "first_failure": failure,
+                "spent": self._budgets.spent,
+            }
+            self._first = None  # it is counted
+        self._record.enter(state, PHASES.get(self._stage, status.phase), **fields)
+        if fields and self._verdict.delay > 0:
+            self._record.event("backoff", seconds=self._verdict.delay, attempt=status.attempt + 1)
+
+    def _end(self, left: Stage, why: Happening | None) -> None:
+        """Write the run's final state."""
+        fields: dict[str, Any] = {"reason": None, "ended_at": self._clock()}
+        if self._stage is Stage.FAILED and self._first is not None:
+            fields |= {"reason": self._verdict.reason, "first_failure": failure_of(self._first.host, self._first.describe)}
+        elif self._stage is Stage.STOPPED:
+            fields["reason"] = self._why_stopped(left, why)
+        self._record.enter(SHOWN[self._stage], "", **fields)
+
+    def _why_stopped(self, left: Stage, why: Happening | None) -> str:
+        if why is Happening.STOP_NOW:
+            return "stopped at once, as somebody asked"
+        if left is Stage.STOPPING and why is Happening.TIME_UP:
+            return f"stopped; its processes did not checkpoint within {STOP_GRACE_S:.0f} s and were killed"
+        if left is Stage.STOPPING and why in (Happening.FAILURE, Happening.GONE):
+            first, _ = self._attempt.finding()
+            return f"stopped on request; on the way {first.host} failed: {first.describe}"
+        return f"stopped while {_STOPPED_WHILE[left]}" if left in _STOPPED_WHILE else "stopped on request"
+
+    def _find_cause(self) -> tuple[HostFailure, Cause]:
+        first, cause = self._attempt.finding()
+        slices = sorted({host.slice_name for host in self._gang.hosts} | set(self._attempt.blamed_slices))
         if cause is Cause.INFRASTRUCTURE and first.code is None and (words := self._taken(slices)):
             return replace(first, error=f"{words}; {first.error}", preempted=True), Cause.PREEMPTED
         return first, cause
 
-    def _may_recover(self, first: HostFailure, cause: Cause, crash_loop: bool) -> bool:
-        """Write the failure down and prepare the next attempt, or end the run."""
-        status = self._record.status
-        self._record.event("failure", host=first.host, cause=cause.value, error=first.describe, attempt=status.attempt, step=status.step)
-        logger.warning("attempt %d failed at step %d on %s (%s): %s", status.attempt, status.step, first.host, cause, first.describe)
-        failure = failure_of(first.host, first.describe)
-        if cause not in CURABLE:
-            self._end(RunState.FAILED, f"{cause.value} error", first_failure=failure)
-            return False
-        if crash_loop:
-            self._end(RunState.FAILED, f"crash loop: the same error twice at step {status.step}", first_failure=failure)
-            return False
-        if cause in BUDGETED and self._restarts >= self._max_restarts:
-            self._end(RunState.FAILED, f"run.max_restarts={self._max_restarts} is used up", first_failure=failure)
-            return False
-        self._restarts += cause in BUDGETED
-        counts = {**vars(status.recoveries), cause.value: getattr(status.recoveries, cause.value) + 1}
-        self._record.enter(
-            RunState.RECOVERING,
-            "recovering",
-            attempt=status.attempt + 1,
-            recoveries=Recoveries(**counts),
-            first_failure=failure,
-            restarts=self._restarts,
-        )
-        self._clear(first)
-        return True
+    def _blame_missing_hosts(self) -> None:
+        for name in self._gang.incomplete:
+            words = f"not all hosts of {name} joined within {self._hosts_limit:.0f} s"
+            self._attempt.blame(HostFailure(name, self._clock(), None, words, sick=words))
 
-    def _clear(self, first: HostFailure) -> None:
-        """Kill what is left of the gang; when a host is lost, give everything back and start with new hosts."""
-        try:
-            if first.sick:
-                self._gang.replace([first.host.rpartition("/")[0]], f"its host {first.host} is sick: {first.sick}")
-            if first.needs_new_hosts:
-                raise GangLost(first.error)
-            self._gang.kill(ANSWER_LIMIT_S)
-        except GangLost:
-            self._gang.release()
-            self._record.hold_slices([], 0)
+    def _lost(self, error: GangLost) -> Happening:
+        self._attempt.blame(HostFailure("gang", self._clock(), None, str(error)))
+        return Happening.FAILURE
 
-    def _end(self, state: RunState, reason: str | None, **fields: Any) -> None:
-        self._gang.release()
-        self._record.hold_slices([], self._record.status.hosts)
-        self._record.enter(state, "", reason=reason, ended_at=self._clock(), **fields)
 
-    def _stop_asked(self) -> bool:
-        return self._interrupted or self._directory.stop_requested()
+_WATCHES: Mapping[Stage, Callable[[Supervisor], None]] = {
+    Stage.RESERVING: Supervisor._watch_slices,
+    Stage.JOINING: Supervisor._watch_hosts,
+    Stage.STARTING: Supervisor._watch_processes,
+    Stage.RUNNING: Supervisor._watch_processes,
+    Stage.LEAVING: Supervisor._watch_processes,
+    Stage.GATHERING: Supervisor._watch_processes,
+    Stage.STOPPING: Supervisor._watch_processes,
+    Stage.PAUSING: Supervisor._watch_clock,
+    Stage.MOVING: Supervisor._watch_clock,
+}
+_EFFECTS: Mapping[Effect, Callable[[Supervisor], Happening | None]] = {
+    Effect.RESERVE: Supervisor._reserve,
+    Effect.PLACE: Supervisor._place,
+    Effect.START: Supervisor._start,
+    Effect.ASK_TO_END: Supervisor._ask_to_end,
+    Effect.JUDGE: Supervisor._judge,
+    Effect.REPLACE: Supervisor._replace,
+    Effect.KILL: Supervisor._kill,
+    Effect.RELEASE: Supervisor._release,
+}
 
 
 def wait_for_silence(record: RunRecord, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
@@ -291,7 +347,7 @@ def main() -> None:
         directory,
         gang,
         record,
-        config.run.max_restarts,
+        config.run.budget,
         taken=functools.partial(taken_slice, config.cluster.name),
         hosts_limit=provisioning_limit(config.slices.hosts),
     )

@@ -15,7 +15,7 @@ from launcher.app import guarded
 from launcher.attempts import end_run
 from launcher.config import DataConfig, LaunchConfig, ModelConfig, RunConfig
 from launcher.index import Entry, index_of
-from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus
+from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus, StopRequest
 from tests.unit.fake_head import CONFIG, Head
 
 
@@ -66,8 +66,10 @@ def test_two_commands_do_not_start_one_run(cluster: Cluster, run: RunDirectory, 
 @pytest.fixture
 def suspended(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     """As `tpu stop --keep-runs` leaves it; it had been given a secret."""
-    run.write_status(RunStatus("r", "c", RunState.STARTING, attempt=3, step=7, restarts=2, recoveries=Recoveries(infrastructure=2)))
-    run.request_stop(suspend=True)
+    run.write_status(
+        RunStatus("r", "c", RunState.STARTING, attempt=3, step=7, spent={"infrastructure": 2}, recoveries=Recoveries(infrastructure=2))
+    )
+    run.request_stop(StopRequest.SUSPEND)
     index_of(CONFIG).write(Entry(str(run.path), None, ["HF_TOKEN"]))
     end_run(run, RunState.SUSPENDED, "cluster 'c' was stopped", index_of(CONFIG))
     monkeypatch.setenv("HF_TOKEN", "s3cret")
@@ -88,7 +90,7 @@ def test_a_suspended_run_goes_on_when_its_cluster_is_brought_up(
     assert bring_up(cluster, monkeypatch) == [f"run {suspended.url} goes on"]
     status = suspended.status()
     assert status is not None
-    assert (status.state, status.step, status.restarts, status.recoveries.infrastructure) == (RunState.QUEUED, 7, 0, 2)
+    assert (status.state, status.step, status.spent, status.recoveries.infrastructure) == (RunState.QUEUED, 7, {}, 2)
     assert status.job == head.posted[0]["submission_id"]
     assert not suspended.stop_requested()
     (entry,) = index_of(CONFIG).entries()

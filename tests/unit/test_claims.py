@@ -14,7 +14,7 @@ from launcher.gang.lease import SILENCE_S
 from launcher.gang.record import RunRecord
 from launcher.gang.supervisor import wait_for_silence
 from launcher.index import Entry, RunIndex
-from launcher.runs import RunDirectory, RunState, RunStatus
+from launcher.runs import RunDirectory, RunState, RunStatus, StopRequest
 
 
 @pytest.fixture
@@ -93,14 +93,14 @@ def test_a_recovery_claims_its_attempt_or_ends(run: RunDirectory) -> None:
 
 
 def test_a_stop_for_later_suspends_the_run(run: RunDirectory) -> None:
-    run.request_stop(suspend=True)
+    run.request_stop(StopRequest.SUSPEND)
     ours = record(run)
     ours.enter(RunState.STOPPED, "", reason="stopped on request")
     status = run.status()
     assert status is not None
     assert status.state is RunState.SUSPENDED
     run.request_stop()
-    assert not run.suspend_requested()
+    assert run.stop_requested() is StopRequest.SAVE
 
 
 def test_a_run_that_somebody_ends_is_left_by_whoever_had_it(run: RunDirectory, index: RunIndex, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
-"""Placement, evidence and the supervisor's account: decisions without Ray."""
+"""Placement and the supervisor's account: decisions without Ray."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 
 from cluster.config import ClusterConfig
 from launcher.config import DataConfig, LaunchConfig, ModelConfig
-from launcher.gang.evidence import Cause, HostFailure, classify
 from launcher.gang.placement import Host, incomplete, living_hosts, process_environment
 from launcher.gang.record import RunRecord
 from launcher.runs import RunDirectory, RunState, RunStatus
@@ -54,25 +52,6 @@ def test_each_process_of_two_slices_knows_its_slice() -> None:
     assert [env["MEGASCALE_SLICE_ID"] for env in envs] == ["0", "0", "1", "1"]
     assert {env["MEGASCALE_COORDINATOR_ADDRESS"] for env in envs} == {"10.0.0.0:5678"}
     assert {env["MEGASCALE_NUM_SLICES"] for env in envs} == {"2"}
-
-
-ECHO = HostFailure("s0/1", 10.0, 1, "XlaRuntimeError: Gloo all-reduce failed: Connection closed by peer")
-
-
-@pytest.mark.parametrize(
-    ("failures", "host", "cause"),
-    [
-        ([HostFailure("s0/0", 11.0, -signal.SIGKILL, ""), ECHO], "s0/0", Cause.INFRASTRUCTURE),
-        ([ECHO, HostFailure("s0/0", 10.5, 1, "ValueError: bad batch")], "s0/0", Cause.APPLICATION),
-        ([ECHO], "s0/1", Cause.INFRASTRUCTURE),
-        ([HostFailure("s0/0", 10.0, None, "the host's runner is gone")], "s0/0", Cause.INFRASTRUCTURE),
-        ([HostFailure("s0/0", 10.0, 1, "XlaRuntimeError: RESOURCE_EXHAUSTED: out of HBM")], "s0/0", Cause.OOM),
-        ([HostFailure("s0/1", 10.2, 1, "KeyError: 'a'"), HostFailure("s0/0", 10.1, 1, "KeyError: 'b'")], "s0/0", Cause.APPLICATION),
-    ],
-)
-def test_the_first_cause_wins_over_its_echoes(failures: list[HostFailure], host: str, cause: Cause) -> None:
-    first, found = classify(failures)
-    assert (first.host, found) == (host, cause)
 
 
 class Clock:
@@ -135,16 +114,6 @@ def test_slices_cost_from_when_the_run_holds_them_until_it_gives_them_back(run: 
     status = run.status()
     assert status is not None
     assert status.cost_usd == 7.0
-
-
-def test_the_first_step_makes_a_run_running_and_says_so_once(run: RunDirectory) -> None:
-    record = record_of(run, Clock())
-    record.enter(RunState.STARTING, "starting processes")
-    for step in (1, 2):
-        record.apply({"event": "step", "step": step, "total_steps": 10, "loss": None, "tokens_per_second": None, "mfu": None})
-    events = [event["event"] for event in run.events()]
-    assert record.status.state is RunState.RUNNING
-    assert events.count("first_step") == 1
 
 
 def test_a_transition_that_no_run_makes_is_refused(run: RunDirectory) -> None:

@@ -30,7 +30,7 @@ from launcher.gang.keeper import (
 )
 from launcher.gang.lease import SILENCE_S
 from launcher.index import Entry, RunIndex
-from launcher.runs import FINAL, Recoveries, RunDirectory, RunState, RunStatus
+from launcher.runs import FINAL, Recoveries, RunDirectory, RunState, RunStatus, StopRequest
 
 
 class Ray:
@@ -143,7 +143,9 @@ def test_a_run_whose_supervisor_lives_is_left_alone(world: World) -> None:
 
 @pytest.mark.parametrize("lost", ["supervisor", "head"])
 def test_a_run_whose_supervisor_is_lost_goes_on_with_what_it_has_spent(world: World, lost: str) -> None:
-    run = world.run(step=13, checkpoint=10, restarts=2, recoveries=Recoveries(infrastructure=2, preempted=4).__dict__, slices=["s"])
+    run = world.run(
+        step=13, checkpoint=10, spent={"infrastructure": 2}, recoveries=Recoveries(infrastructure=2, preempted=4).__dict__, slices=["s"]
+    )
     written = world.now
     if lost == "supervisor":
         world.ray.lose()
@@ -153,7 +155,7 @@ def test_a_run_whose_supervisor_is_lost_goes_on_with_what_it_has_spent(world: Wo
     assert world.ray.posted == ["r", "r-1"]
     status = world.status(run)
     assert (status.state, status.attempt, status.job) == (RunState.RECOVERING, 1, "r-1")
-    assert (status.step, status.checkpoint, status.restarts, status.slices) == (13, 10, 2, [])
+    assert (status.step, status.checkpoint, status.spent, status.slices) == (13, 10, {"infrastructure": 2}, [])
     assert status.recoveries == Recoveries(infrastructure=3, preempted=4)
     assert status.quiet_at == written + SILENCE_S
     assert Claims(run.files).holds("r-1")
@@ -207,10 +209,10 @@ def test_a_suspended_run_waits_for_a_person(world: World) -> None:
     assert world.ray.posted == ["r"]
 
 
-@pytest.mark.parametrize(("suspend", "state"), [(False, RunState.STOPPED), (True, RunState.SUSPENDED)])
-def test_a_stop_that_nobody_heard_ends_the_run(world: World, suspend: bool, state: RunState) -> None:
+@pytest.mark.parametrize(("how", "state"), [(StopRequest.SAVE, RunState.STOPPED), (StopRequest.SUSPEND, RunState.SUSPENDED)])
+def test_a_stop_that_nobody_heard_ends_the_run(world: World, how: StopRequest, state: RunState) -> None:
     run = world.run()
-    run.request_stop(suspend=suspend)
+    run.request_stop(how)
     world.look()
     assert world.status(run).state is RunState.RUNNING, "its supervisor hears it"
     world.ray.forget_all()

@@ -1,28 +1,35 @@
 """The supervisor's decisions, with Ray replaced at its seam: a gang that says what the test scripted."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from cluster.config import ClusterConfig
-from launcher.config import DataConfig, LaunchConfig, ModelConfig
+from launcher.config import BudgetConfig, DataConfig, LaunchConfig, ModelConfig
+from launcher.gang.attempt import EXIT_STOPPED
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.placement import Host
 from launcher.gang.record import RunRecord
 from launcher.gang.runner import Event
-from launcher.gang.supervisor import EXIT_STOPPED, Supervisor
-from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus
+from launcher.gang.supervisor import Supervisor
+from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus, StopRequest
 
 Script = list[tuple[int, Event]]
 
 
 class Clock:
+    """Virtual; an alarm goes off when somebody looks at the clock after its time."""
+
     def __init__(self) -> None:
         self.now = 1000.0
+        self.alarms: list[tuple[float, Callable[[], None]]] = []
 
     def __call__(self) -> float:
+        while self.alarms and self.alarms[0][0] <= self.now:
+            self.alarms.pop(0)[1]()
         return self.now
 
 
@@ -42,7 +49,7 @@ class ScriptedGang:
         self.calls.append("reserve")
         return "group"
 
-    def reserved(self, group: str, timeout: float) -> bool:
+    def reserved(self, group: str, timeout: int) -> bool:
         self._clock.now += timeout
         return True
 
@@ -100,15 +107,28 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def supervise(
-    run: RunDirectory, gang: ScriptedGang, clock: Clock, *, max_restarts: int = 3, interrupt: bool = False, taken: str = ""
+    run: RunDirectory,
+    gang: ScriptedGang,
+    clock: Clock,
+    *,
+    infrastructure: int = 3,
+    application: int = 0,
+    interrupt_after: float | None = None,
+    taken: str = "",
 ) -> RunStatus:
+    """`interrupt_after`: seconds until SIGTERM reaches the supervisor."""
     status = run.status()
     assert status is not None
     record = RunRecord(run, status, clock, None)
     record.enter(RunState.STARTING, "connecting to Ray")
-    supervisor = Supervisor(run, cast(Gang, gang), record, max_restarts, clock, taken=lambda _: taken, hosts_limit=600.0)
-    if interrupt:
-        supervisor.interrupt()
+    budget = BudgetConfig(infrastructure=infrastructure, application=application)
+
+    def wait(seconds: float) -> None:
+        clock.now += seconds
+
+    supervisor = Supervisor(run, cast(Gang, gang), record, budget, clock, taken=lambda _: taken, hosts_limit=600.0, wait=wait)
+    if interrupt_after is not None:
+        clock.alarms.append((clock.now + interrupt_after, supervisor.interrupt))
     supervisor.run()
     status = run.status()
     assert status is not None
@@ -167,9 +187,18 @@ def test_an_error_of_the_program_ends_the_run_with_its_host_and_words(run: RunDi
 def test_infrastructure_failures_end_the_run_once_the_budget_is_used_up(run: RunDirectory) -> None:
     clock = Clock()
     scripts: list[Script] = [[(0, step(number)), (0, exited(-signal.SIGKILL))] for number in range(1, 5)]
-    status = supervise(run, ScriptedGang(clock, *scripts), clock, max_restarts=2)
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, infrastructure=2)
     assert (status.state, status.recoveries.infrastructure) == (RunState.FAILED, 2)
-    assert status.reason == "run.max_restarts=2 is used up"
+    assert status.reason == "run.budget.infrastructure=2 is used up"
+
+
+def test_what_supervisors_before_have_spent_stays_spent(run: RunDirectory) -> None:
+    clock = Clock()
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0, spent={"infrastructure": 1}))
+    scripts: list[Script] = [[(0, step(number)), (0, exited(-signal.SIGKILL))] for number in range(1, 4)]
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, infrastructure=2)
+    assert (status.state, status.reason) == (RunState.FAILED, "run.budget.infrastructure=2 is used up")
+    assert status.spent == {"infrastructure": 2}
 
 
 def test_a_run_that_is_taken_up_again_has_its_whole_budget(run: RunDirectory) -> None:
@@ -177,30 +206,78 @@ def test_a_run_that_is_taken_up_again_has_its_whole_budget(run: RunDirectory) ->
     used_up = RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0, recoveries=Recoveries(infrastructure=7))
     run.write_status(used_up)
     scripts: list[Script] = [[(0, step(1)), (0, exited(-signal.SIGKILL))], [(0, exited(0)), (1, exited(0))]]
-    status = supervise(run, ScriptedGang(clock, *scripts), clock, max_restarts=1)
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, infrastructure=1)
     assert (status.state, status.recoveries.infrastructure) == (RunState.SUCCEEDED, 8)
 
 
 def test_the_same_error_at_the_same_step_twice_is_a_crash_loop(run: RunDirectory) -> None:
     clock = Clock()
     scripts: list[Script] = [[(0, step(3)), (0, failed("UNAVAILABLE: no device")), (0, exited(1))] for _ in range(3)]
-    status = supervise(run, ScriptedGang(clock, *scripts), clock, max_restarts=10)
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, infrastructure=10)
     assert (status.state, status.reason) == (RunState.FAILED, "crash loop: the same error twice at step 3")
 
 
 def test_a_stop_lets_the_gang_checkpoint_and_end(run: RunDirectory) -> None:
     clock = Clock()
-    run.request_stop()
+    clock.alarms.append((1005.0, run.request_stop))
     gang = ScriptedGang(clock, [(0, step(3))])
-    # The stop is seen while it waits for slices only if they are not there; here they are, so the gang is asked.
     status = supervise(run, gang, clock)
-    assert status.state is RunState.STOPPED
-    assert "terminate" in gang.calls
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped on request")
+    assert gang.calls == ["reserve", "place", "start 0", "terminate", "release"]
+
+
+def test_a_stop_that_comes_first_waits_for_no_slices(run: RunDirectory) -> None:
+    clock = Clock()
+    run.request_stop()
+    gang = ScriptedGang(clock)
+    status = supervise(run, gang, clock)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped while it waited for its slices")
+    assert gang.calls == ["reserve", "release"]
+
+
+def test_a_stop_without_a_checkpoint_asks_nobody(run: RunDirectory) -> None:
+    clock = Clock()
+    clock.alarms.append((1005.0, lambda: run.request_stop(StopRequest.NOW)))
+    gang = ScriptedGang(clock, [(0, step(3))])
+    status = supervise(run, gang, clock)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped at once, as somebody asked")
+    assert gang.calls == ["reserve", "place", "start 0", "release"]
+
+
+def test_a_stop_without_a_checkpoint_overtakes_one_with(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Deaf(ScriptedGang):
+        def terminate(self) -> None:
+            """Its processes are in the middle of something."""
+
+    clock.alarms += [(1005.0, run.request_stop), (1010.0, lambda: run.request_stop(StopRequest.NOW))]
+    assert supervise(run, Deaf(clock, [(0, step(3))]), clock).reason == "stopped at once, as somebody asked"
+    assert clock.now < 1012
+
+
+def test_a_stop_ends_a_backoff_at_once(run: RunDirectory) -> None:
+    clock = Clock()
+    scripts: list[Script] = [[(0, exited(-signal.SIGKILL))] for _ in range(9)]
+    gang = ScriptedGang(clock, *scripts)
+    clock.alarms.append((1200.0, run.request_stop))
+    status = supervise(run, gang, clock, infrastructure=9)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped while it recovered")
+    assert 1200 <= clock.now < 1201, "in the middle of 128 s"
+
+
+def test_attempts_that_come_no_further_wait_longer_each_time(run: RunDirectory) -> None:
+    clock = Clock()
+    scripts: list[Script] = [[(0, step(at)), (0, exited(-signal.SIGKILL))] for at in (5, 5, 3, 9, 9)]
+    supervise(run, ScriptedGang(clock, *scripts, [(0, exited(0)), (1, exited(0))]), clock, infrastructure=9)
+    assert [event["seconds"] for event in run.events() if event["event"] == "backoff"] == [2.0, 4.0, 2.0]
 
 
 def test_sigterm_to_the_supervisor_stops_the_run(run: RunDirectory) -> None:
     clock = Clock()
-    assert supervise(run, ScriptedGang(clock, [(0, step(3))]), clock, interrupt=True).state is RunState.STOPPED
+    gang = ScriptedGang(clock, [(0, step(3))])
+    assert supervise(run, gang, clock, interrupt_after=5.0).state is RunState.STOPPED
+    assert "terminate" in gang.calls
 
 
 def test_processes_that_do_not_heed_a_stop_are_killed(run: RunDirectory) -> None:
@@ -210,7 +287,7 @@ def test_processes_that_do_not_heed_a_stop_are_killed(run: RunDirectory) -> None
         def terminate(self) -> None:
             self.calls.append("terminate")
 
-    run.request_stop()
+    clock.alarms.append((1005.0, run.request_stop))
     status = supervise(run, Deaf(clock, [(0, step(3))]), clock)
     assert status.state is RunState.STOPPED
     assert status.reason is not None
@@ -225,6 +302,16 @@ def test_every_change_of_state_is_an_event(run: RunDirectory) -> None:
     assert states == ["STARTING", "RUNNING", "RECOVERING", "RUNNING", "SUCCEEDED"]
 
 
+def test_the_first_step_of_each_attempt_is_told_once(run: RunDirectory) -> None:
+    clock = Clock()
+    scripts: list[Script] = [
+        [(0, step(1)), (0, step(2)), (1, step(7)), (0, exited(-signal.SIGKILL))],
+        [(0, step(2)), (0, exited(0)), (1, exited(0))],
+    ]
+    supervise(run, ScriptedGang(clock, *scripts), clock)
+    assert [(event["attempt"], event["step"]) for event in run.events() if event["event"] == "first_step"] == [(0, 1), (1, 2)]
+
+
 def noticed(clock: Clock, kind: str = "preempted", within: float = 30.0) -> Event:
     return {"event": "notice", "kind": kind, "time": clock.now, "deadline": clock.now + within}
 
@@ -233,7 +320,7 @@ def noticed(clock: Clock, kind: str = "preempted", within: float = 30.0) -> Even
 def test_a_gang_that_checkpoints_on_notice_goes_on_on_new_hosts_and_costs_no_budget(run: RunDirectory, kind: str) -> None:
     clock = Clock()
     gang = ScriptedGang(clock, [(0, step(4)), (0, noticed(clock, kind))], [(0, step(5)), (0, exited(0)), (1, exited(0))])
-    status = supervise(run, gang, clock, max_restarts=0)
+    status = supervise(run, gang, clock, infrastructure=0)
     assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(preempted=1))
     assert gang.calls == ["reserve", "place", "start 0", "terminate", "release", "reserve", "place", "start 1", "release"]
     assert status.first_failure is not None
@@ -249,7 +336,7 @@ def test_hosts_that_go_before_they_have_checkpointed_are_preempted_too(run: RunD
             self._script = [(0, exited(1, "Gloo: Connection closed by peer")), (1, {"event": "lost", "error": "the runner is gone"})]
 
     gang = Slow(clock, [(0, step(4)), (1, noticed(clock))], [(0, exited(0)), (1, exited(0))])
-    assert supervise(run, gang, clock, max_restarts=0).recoveries == Recoveries(preempted=1)
+    assert supervise(run, gang, clock, infrastructure=0).recoveries == Recoveries(preempted=1)
 
 
 def test_a_gang_that_says_nothing_after_its_notice_is_given_up_at_the_deadline(run: RunDirectory) -> None:
@@ -261,7 +348,7 @@ def test_a_gang_that_says_nothing_after_its_notice_is_given_up_at_the_deadline(r
 
     gang = Deaf(clock, [(0, noticed(clock, within=30))], [(0, exited(0)), (1, exited(0))])
     began = clock.now
-    assert supervise(run, gang, clock, max_restarts=0).recoveries == Recoveries(preempted=1)
+    assert supervise(run, gang, clock, infrastructure=0).recoveries == Recoveries(preempted=1)
     assert 35 <= clock.now - began <= 40
 
 
@@ -301,7 +388,7 @@ def test_ray_knows_of_a_preemption_too(run: RunDirectory) -> None:
     clock = Clock()
     lost = {"event": "lost", "error": "the runner is gone", "preempted": True}
     gang = ScriptedGang(clock, [(1, lost)], [(0, exited(0)), (1, exited(0))])
-    assert supervise(run, gang, clock, max_restarts=0).recoveries == Recoveries(preempted=1)
+    assert supervise(run, gang, clock, infrastructure=0).recoveries == Recoveries(preempted=1)
 
 
 def test_a_sick_machine_costs_its_slice_and_the_budget(run: RunDirectory) -> None:
@@ -312,7 +399,7 @@ def test_a_sick_machine_costs_its_slice_and_the_budget(run: RunDirectory) -> Non
     assert gang.calls[3:5] == ["replace s0", "release"]
     endless: list[Script] = [[(1, sick)] for _ in range(5)]
     run.write_status(RunStatus("a-run", "c", RunState.QUEUED, attempt=1, started_at=1000.0))
-    assert supervise(run, ScriptedGang(clock, *endless), clock, max_restarts=2).state is RunState.FAILED, "a bad program burns no slices"
+    assert supervise(run, ScriptedGang(clock, *endless), clock, infrastructure=2).state is RunState.FAILED, "a bad program burns no slices"
 
 
 def test_processes_that_somebody_else_asked_to_end_are_started_again(run: RunDirectory) -> None:
@@ -320,6 +407,62 @@ def test_processes_that_somebody_else_asked_to_end_are_started_again(run: RunDir
     stopped: Script = [(0, exited(EXIT_STOPPED)), (1, exited(EXIT_STOPPED))]
     status = supervise(run, ScriptedGang(clock, stopped, [(0, exited(0)), (1, exited(0))]), clock)
     assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(infrastructure=1))
+
+
+def test_an_oom_kill_of_the_kernel_is_no_infrastructure(run: RunDirectory) -> None:
+    clock = Clock()
+    killed = {**exited(-signal.SIGKILL), "oom": "the kernel's out-of-memory killer ended a process"}
+    status = supervise(run, ScriptedGang(clock, [(0, step(3)), (1, killed)]), clock)
+    assert (status.state, status.reason) == (RunState.FAILED, "out of memory")
+    assert status.first_failure is not None
+    assert status.first_failure.host == "s0/1"
+
+
+def test_an_application_budget_starts_a_failed_program_again_until_it_fails_in_the_same_way(run: RunDirectory) -> None:
+    clock = Clock()
+    scripts: list[Script] = [[(0, step(at)), (0, failed("ValueError: flaky")), (0, exited(1)), (1, exited(1, "Gloo"))] for at in (3, 5, 5)]
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, application=5)
+    assert (status.state, status.recoveries) == (RunState.FAILED, Recoveries(application=2))
+    assert status.reason == "crash loop: the same error twice at step 5"
+
+
+def test_a_failure_while_a_run_stops_is_told(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Full(ScriptedGang):
+        def terminate(self) -> None:
+            self._script = [(0, failed("CheckpointError: No space left on device")), (0, exited(1))]
+
+    clock.alarms.append((1005.0, run.request_stop))
+    status = supervise(run, Full(clock, [(0, step(3))]), clock)
+    assert (status.state, status.reason) == (
+        RunState.STOPPED,
+        "stopped on request; on the way s0/0 failed: CheckpointError: No space left on device",
+    )
+
+
+def test_a_run_that_finishes_after_it_was_asked_to_stop_has_succeeded(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Done(ScriptedGang):
+        def terminate(self) -> None:
+            self._script = [(0, exited(0)), (1, exited(0))]
+
+    clock.alarms.append((1005.0, run.request_stop))
+    assert supervise(run, Done(clock, [(0, step(10))]), clock).state is RunState.SUCCEEDED
+
+
+def test_hosts_that_do_not_answer_to_be_cleared_are_given_back(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Mute(ScriptedGang):
+        def kill(self, timeout: float) -> None:
+            self.calls.append("kill")
+            raise GangLost("no answer")
+
+    gang = Mute(clock, [(0, step(4)), (0, exited(-signal.SIGKILL))], [(0, exited(0)), (1, exited(0))])
+    assert supervise(run, gang, clock).recoveries == Recoveries(infrastructure=1), "one failure, one recovery"
+    assert gang.calls == ["reserve", "place", "start 0", "kill", "release", "reserve", "place", "start 1", "release"]
 
 
 def test_a_slice_whose_hosts_do_not_all_join_is_replaced(run: RunDirectory) -> None:

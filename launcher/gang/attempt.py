@@ -1,0 +1,99 @@
+"""What the hosts of one attempt have said, and what that amounts to. Knows no Ray; the clock comes in."""
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.gang.evidence import Cause, HostFailure, classify
+from launcher.gang.states import Happening
+
+EXIT_STOPPED = 143
+"""The exit code of a training process that was asked to end and did (128 + SIGTERM)."""
+
+
+@dataclass
+class Attempt:
+    """Hosts are meant by their index in the gang; `hosts` are their names."""
+
+    hosts: Sequence[str]
+    clock: Callable[[], float]
+    """Seconds since the epoch."""
+    step: int | None = None
+    """The newest step of this attempt that process 0 told of."""
+    ended: dict[int, int] = field(default_factory=dict)
+    """Exit codes of the processes that ended well, or as they were asked to."""
+    failed: set[int] = field(default_factory=set)
+    evidence: list[HostFailure] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    """The first error that each process told of."""
+    notices: list[HostFailure] = field(default_factory=list)
+    """Hosts that the cloud announced to take away."""
+    deadline: float = float("inf")
+    """When the first of them ends."""
+
+    def take(self, index: int, event: Mapping[str, Any]) -> Happening | None:
+        """Keep what a host's runner said; what it amounts to, None for nothing."""
+        match event["event"]:
+            case "error":
+                self.errors.setdefault(index, str(event["error"]))
+            case "notice":
+                words = f"the cloud announced: {event['kind']}"
+                self.notices.append(HostFailure(self.hosts[index], event["time"], None, words, preempted=True))
+                self.deadline = min(self.deadline, event["deadline"])
+                return Happening.NOTICE
+            case "lost" if index not in self.ended:
+                lost = HostFailure(self.hosts[index], self.clock(), None, str(event["error"]), event.get("preempted", False))
+                return self._fail(index, lost)
+            case "exit" if event["code"] in (0, EXIT_STOPPED):
+                self.ended[index] = event["code"]
+                return self._all_ended()
+            case "exit":
+                return self._fail(index, self._failure(index, event))
+            case "step" if index == 0:
+                first = self.step is None
+                self.step = event["step"]
+                return Happening.STEP if first else None
+        return None
+
+    def blame(self, failure: HostFailure) -> None:
+        """Add evidence that no process of the gang gave."""
+        self.evidence.append(failure)
+
+    def finding(self) -> tuple[HostFailure, Cause]:
+        """The failure that counts and its cause, once the gang does not go on."""
+        if not self.evidence and not self.notices:
+            # Nobody of ours asked: the machine is being shut down, or somebody sent the signal by hand.
+            stopped = next(index for index, code in self.ended.items() if code == EXIT_STOPPED)
+            return HostFailure(self.hosts[stopped], self.clock(), -signal.SIGTERM, ""), Cause.INFRASTRUCTURE
+        return classify(self.evidence + self.notices)
+
+    @property
+    def needs_new_hosts(self) -> bool:
+        return any(failure.needs_new_hosts for failure in self.evidence + self.notices)
+
+    @property
+    def blamed_slices(self) -> list[str]:
+        """Those that have to be replaced, and not only given back."""
+        return sorted({failure.slice_name for failure in self.evidence if failure.sick})
+
+    def blame_of(self, slice_name: str) -> str:
+        """Why that one has to be replaced, in words."""
+        blamed = next(failure for failure in self.evidence if failure.sick and failure.slice_name == slice_name)
+        return blamed.sick if blamed.host == slice_name else f"its host {blamed.host} is sick: {blamed.sick}"
+
+    def _failure(self, index: int, event: Mapping[str, Any]) -> HostFailure:
+        error = self.errors.get(index) or event["last_line"]
+        return HostFailure(self.hosts[index], event["time"], event["code"], error, sick=event.get("sick", ""), oom=event.get("oom", ""))
+
+    def _fail(self, index: int, failure: HostFailure) -> Happening:
+        self.failed.add(index)
+        self.blame(failure)
+        return self._all_ended() or Happening.FAILURE
+
+    def _all_ended(self) -> Happening | None:
+        if len(self.ended) + len(self.failed) < len(self.hosts):
+            return None
+        if self.failed:
+            return Happening.GONE
+        return Happening.YIELDED if EXIT_STOPPED in self.ended.values() else Happening.FINISHED
