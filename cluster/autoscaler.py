@@ -7,6 +7,7 @@ from cluster.config import ClusterConfig
 from cluster.existing import existing_type
 from cluster.schema import to_plain
 from cluster.secret_place import SecretPlace
+from cluster.versions import own_versions
 from cluster.vm.bundle import Bundle
 from cluster.vm.settings import HostSettings
 
@@ -25,6 +26,7 @@ def slice_resource(config: ClusterConfig) -> str:
 
 
 def host_settings(config: ClusterConfig, head_address: str, token: SecretPlace) -> HostSettings:
+    """To be called on the head, or by a client that agrees with it."""
     return HostSettings(
         cluster=config.name,
         head_address=head_address,
@@ -36,6 +38,7 @@ def host_settings(config: ClusterConfig, head_address: str, token: SecretPlace) 
         storage_endpoint=config.storage_endpoint,
         spot=config.provisioning == "spot",
         head_lost_grace_s=config.head_lost_grace_seconds,
+        versions=own_versions(),
     )
 
 

@@ -32,6 +32,7 @@ from cluster.token import delete_secrets, fetch_token, make_token, secret_name, 
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.slices import OWNER_LABEL
 from cluster.tunnel import TunnelError
+from cluster.versions import disagreement, maker, own_versions
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.bundle import Bundle, bundle_hash, ensure_bundle
 
@@ -98,12 +99,17 @@ class Outside:
 
 
 def find(name: str, connect: Connect = connect) -> Cluster | None:
-    """The cluster of that name that this machine knows, alive or not, or None when it knows none."""
+    """The cluster of that name that this machine knows, alive or not, or None when it knows none.
+
+    Raises ClusterError when its record makes no sense to this version.
+    """
     record = read_json(clusters_dir() / name / "cluster.json")
     if record is None:
         return None
-    config = ClusterConfig.from_dict(record["config"])
-    bundle = Bundle.from_dict(record["bundle"])
+    try:
+        config, bundle = ClusterConfig.from_dict(record["config"]), Bundle.from_dict(record["bundle"])
+    except ConfigError as error:
+        raise ClusterError(f"cluster {name!r} was made by {maker(record)}: {error}; end it with that version") from error
     head = _head_from(config, bundle, record["head"], connect)
     return Cluster(config, head, bundle, record["created"], record.get("ended"), connect)
 
@@ -164,8 +170,20 @@ def running(config: ClusterConfig, connect: Connect = connect) -> Cluster | None
     return cluster if cluster.alive() else None
 
 
+def check_versions(cluster: Cluster) -> None:
+    """Raises ClusterError when the cluster runs another Ray, Python or podlaunch than this machine has."""
+    found = disagreement(own_versions(), cluster.bundle.versions)
+    if found is not None:
+        here, there = found
+        raise ClusterError(
+            f"cluster {cluster.name!r} runs {there}, this machine has {here}; use an environment that has what the cluster runs, or end it "
+            f"with `tpu stop {cluster.name}` and start it anew"
+        )
+
+
 def check_fits(cluster: Cluster, wanted: ClusterConfig) -> None:
-    """Raises ClusterError when the running cluster cannot serve `wanted`."""
+    """Raises ClusterError when the running cluster cannot serve `wanted`, or does not agree with this machine (`check_versions`)."""
+    check_versions(cluster)
     has = {node_type(kind): kind for kind in cluster.config.types}
     advice = f"choose another cluster.name, or end it with `tpu stop {cluster.name}`"
     for wants in wanted.types:
@@ -212,10 +230,14 @@ def up(
         if known is None and config.effective_head == "vm":
             known = find_in_project(config.name, config, outside.connect)
             if known is not None and known.alive():
+                check_fits(known, config)
                 progress(f"cluster {config.name!r} was brought up on another machine: joining it")
                 adopt(known)
         if known is not None and known.alive():
             check_fits(known, config)
+            if known.bundle.hash != bundle_hash():
+                words = "runs bring their own, head and hosts keep what they have until it is stopped"
+                progress(f"cluster {known.name!r} was brought up with other code of the same version of podlaunch: {words}")
             _wait_until_ready(known, outside)
             _attach(known, progress)
             return known
@@ -307,11 +329,11 @@ def _start(config: ClusterConfig, companion: Sequence[str], progress: Progress, 
 def _make_bundle(config: ClusterConfig, progress: Progress) -> Bundle:
     """What VMs install is put into the cluster's bucket; VMs of this machine need none, their image holds it. Raises PodlaunchError."""
     if config.bucket is not None:
-        return Bundle(bundle_hash(), ensure_bundle(config, progress))
+        return Bundle(bundle_hash(), ensure_bundle(config, progress), own_versions())
     if config.cloud != "emulated":
         words = "VMs install what they run from a bucket: give cluster.bucket=<name>, or set PODLAUNCH_BUCKET"
         raise ConfigError(f"cluster {config.name!r} has no bucket; {words}")
-    return Bundle(bundle_hash())
+    return Bundle(bundle_hash(), versions=own_versions())
 
 
 def _attach(cluster: Cluster, progress: Progress) -> None:

@@ -5,6 +5,7 @@ but secrets, which it gets from Secret Manager with the rights of the VM's servi
 """
 
 import functools
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from cluster.tpu.owner import owner_id
 from cluster.tpu.requests import REDACTED, redacted, role_labels
 from cluster.tpu.slices import HEAD_ROLE, OWNER_LABEL, ROLE_LABEL, SECRET_ROLE
 from cluster.tunnel import Tunnel
+from cluster.versions import maker
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.bundle import Bundle
 from cluster.vm.head_agent import VmHeadSettings
@@ -101,10 +103,12 @@ def find_heads(services: Services, cluster: str | None = None) -> "list[Instance
 
 def read_settings(vm: "Instance") -> VmHeadSettings:
     """What its creator told the head agent. Raises ClusterError when that makes no sense to this version."""
+    text = vm.metadata.get(HEAD_ATTRIBUTE, "{}")
     try:
-        return VmHeadSettings.from_json(vm.metadata[HEAD_ATTRIBUTE])
-    except (KeyError, ValueError, ConfigError) as error:
-        words = f"the head VM {vm.name} in {vm.zone} was made by another version of podlaunch ({error})"
+        return VmHeadSettings.from_json(text)
+    except (ValueError, ConfigError) as error:
+        by = "another version of podlaunch" if isinstance(error, json.JSONDecodeError) else maker(json.loads(text))
+        words = f"the head VM {vm.name} in {vm.zone} was made by {by} ({error})"
         raise ClusterError(f"{words}; use that version, or delete the VM") from error
 
 

@@ -113,16 +113,18 @@ class HereHead:
 def _settings(config: ClusterConfig, folder: Path, companion: Sequence[str]) -> HeadSettings:
     # The hosts of a cloud must reach it; those of this machine need not, and what listens on loopback nobody else reaches.
     ip = _loopback_ip(folder) if config.shares_files else _own_ip()
-    gcs, dashboard, client, metrics = free_ports(ip, 4)
+    dashboard_ip = ip if config.shares_files else "127.0.0.1"  # hosts have no business there
+    gcs, dashboard, client, metrics, dashboard_metrics = free_ports("", 5)  # Ray takes most of them on all interfaces
     return HeadSettings(
         cluster=config.name,
         instance_id=head_instance_id(config.name),
         ip=ip,
-        dashboard_ip=ip,
+        dashboard_ip=dashboard_ip,
         gcs_port=gcs,
         dashboard_port=dashboard,
         client_port=client,
         metrics_port=metrics,
+        dashboard_metrics_port=dashboard_metrics,
         token_file=str(folder / "token"),
         autoscaler_file=str(folder / "autoscaler.yaml"),
         temp_dir=str(short_dir(folder)),

@@ -5,7 +5,7 @@ import socket
 
 
 def free_ports(ip: str, count: int) -> list[int]:
-    """So many different ones of that address."""
+    """So many different ones of that address; of all addresses of the machine when it is empty."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for listener in sockets:

@@ -99,8 +99,9 @@ class Tunnel:
 
     def command(self, gcloud: str, port: int) -> list[str]:
         head = [gcloud, "compute", "ssh", self.instance, "--zone", self.zone, "--project", self.project, "--tunnel-through-iap", "--quiet"]
-        # Without the options ssh goes on when it cannot listen, and a connection that the network forgot lives for hours.
-        return [*head, "--", "-N", "-L", f"{port}:127.0.0.1:{self.remote_port}", *_SSH_OPTIONS]
+        # Without its own address it would listen where the user's ssh_config says (GatewayPorts). Without the options ssh goes on when it
+        # cannot listen, and a connection that the network forgot lives for hours.
+        return [*head, "--", "-N", "-L", f"127.0.0.1:{port}:127.0.0.1:{self.remote_port}", *_SSH_OPTIONS]
 
     def open(
         self,

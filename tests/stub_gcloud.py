@@ -1,4 +1,4 @@
-"""A `gcloud` for tests: `compute ssh ... -- -N -L LOCAL:HOST:REMOTE` forwards that port without a cloud, or fails with given words."""
+"""A `gcloud` for tests: `compute ssh ... -- -N -L ADDRESS:LOCAL:HOST:REMOTE` forwards that port, or fails with given words."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ with open({calls!r}, "a") as file:
     file.write(" ".join(sys.argv[1:]) + "\\n")
 if {hang}:
     time.sleep(600)
-local, host, remote = sys.argv[sys.argv.index("-L") + 1].split(":")
+address, local, host, remote = sys.argv[sys.argv.index("-L") + 1].split(":")
 
 async def copy(reader, writer):
     try:
@@ -30,7 +30,7 @@ async def connected(reader, writer):
     await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
 
 async def main():
-    server = await asyncio.start_server(connected, "127.0.0.1", int(local))
+    server = await asyncio.start_server(connected, address, int(local))
     await server.serve_forever()
 
 asyncio.run(main())

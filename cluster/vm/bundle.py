@@ -20,6 +20,7 @@ from cluster.config import ClusterConfig
 from cluster.schema import build, to_plain
 from cluster.state import cache_dir, write_atomic
 from cluster.storage import Bucket
+from cluster.versions import Versions
 from cluster.vm.wheel import ROOT, build_wheel, own_files
 from cluster.vm.wheelhouse import PYTHON, locked_wheels, only_builder, portable_python
 
@@ -48,6 +49,8 @@ class Bundle:
     hash: str
     location: BundleLocation | None = None
     """Where it is fetched from by VMs whose image does not hold it; None: such VMs refuse to start."""
+    versions: Versions | None = None
+    """Of whoever brought the cluster up, and so of all of it; None in records from before they were written down."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Bundle":

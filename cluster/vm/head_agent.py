@@ -26,7 +26,7 @@ from cluster.config import ClusterConfig
 from cluster.heads import DASHBOARD_PORT, GCS_PORT
 from cluster.logs import set_up_logging
 from cluster.node_names import head_instance_id, head_vm_name
-from cluster.ports import free_port
+from cluster.ports import free_port, free_ports
 from cluster.processes import MARKER, ProcessRecord, kill_members, spawn
 from cluster.ray_env import ray_environment
 from cluster.ray_http import RayHttp
@@ -85,6 +85,8 @@ class HeadSettings:
     """The cluster ends itself after so long without a run; None: never."""
     companion: list[str] = field(default_factory=list)
     """What is kept alive beside Ray (cluster/vm/companion.py): arguments of Python; empty: nothing."""
+    dashboard_metrics_port: int = 44227
+    """The default is Ray's own, of heads from before there was a port for each cluster."""
 
     @property
     def address(self) -> str:
@@ -131,6 +133,7 @@ def head_environment(settings: HeadSettings) -> dict[str, str]:
             "RAY_NODE_TYPE_NAME": "head",
             "AUTOSCALER_UPDATE_INTERVAL_S": "2",
             "AUTOSCALER_METRIC_PORT": str(settings.metrics_port),
+            "DASHBOARD_METRIC_PORT": str(settings.dashboard_metrics_port),
             "RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S": str(RECONCILE_LIMIT_S),
             "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(RECONCILE_LIMIT_S),
             # A slice that still waits for capacity and that no run wants any more would be filled one day and billed for nobody.
@@ -252,6 +255,7 @@ def prepare(settings: VmHeadSettings, ip: str, folder: Path) -> HeadSettings:
     config = settings.config
     file = folder / "head.json"
     gcs_port = HeadSettings.from_json(file.read_text(encoding="utf-8")).gcs_port if file.exists() else free_port(ip, GCS_PORT)
+    client, metrics, dashboard_metrics = free_ports("", 3)  # Ray takes the last two on all interfaces
     token = patiently(lambda: settings.token.local_file(folder))
     head = HeadSettings(
         cluster=config.name,
@@ -260,8 +264,9 @@ def prepare(settings: VmHeadSettings, ip: str, folder: Path) -> HeadSettings:
         dashboard_ip=ip if config.effective_head_access == "direct" else "127.0.0.1",
         gcs_port=gcs_port,
         dashboard_port=DASHBOARD_PORT,
-        client_port=free_port(ip),
-        metrics_port=free_port(ip),
+        client_port=client,
+        metrics_port=metrics,
+        dashboard_metrics_port=dashboard_metrics,
         token_file=str(token),
         autoscaler_file=str(folder / "autoscaler.yaml"),
         temp_dir=str(Path(tempfile.gettempdir()) / "ray"),

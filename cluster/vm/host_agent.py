@@ -21,6 +21,7 @@ from cluster.ray_env import ray_environment
 from cluster.state import logs_dir
 from cluster.storage import storage_environment
 from cluster.tpu.api import TpuApi
+from cluster.versions import Versions, disagreement, own_versions
 from cluster.vm import metadata
 from cluster.vm.cleanup import clean_host
 from cluster.vm.head_watch import HeadWatch, accepts
@@ -108,8 +109,13 @@ class HostAgent:
         own_slice: OwnSlice,
         head_lost_grace: float,
         clock: Callable[[], float],
+        *,
+        may_join: bool = True,
     ) -> None:
-        """`folder`: the host's, see host_dir. `head_lost_grace`: seconds. `clock`: seconds since the epoch, as in notices."""
+        """`folder`: the host's, see host_dir. `head_lost_grace`: seconds. `clock`: seconds since the epoch, as in notices.
+        `may_join`: whether Ray may be started here at all.
+        """
+        self._may_join = may_join
         self._identity, self._folder, self._clock = identity, folder, clock
         self._ray, self._notices, self._head, self._own_slice = ray, notices, head, own_slice
         # Worker 0 speaks for the slice; the others only when it does not.
@@ -142,7 +148,7 @@ class HostAgent:
         self._ray.ask_to_end()
 
     def _keep_ray(self) -> None:
-        self._ray.tick(may_start=self._head.reachable and self._notice is None)
+        self._ray.tick(may_start=self._may_join and self._head.reachable and self._notice is None)
 
     def _flush(self) -> None:
         if self._clock() >= self._flush_at:
@@ -210,6 +216,19 @@ def make_agent(identity: HostIdentity, settings: HostSettings, fetch: metadata.F
         OwnSlice(identity.slice_name, zone, connect, time.monotonic, owned=settings.owned),
         settings.head_lost_grace_s,
         time.time,
+        may_join=refusal(settings, own_versions()) is None,
+    )
+
+
+def refusal(settings: HostSettings, own: Versions) -> str | None:
+    """Why this host must not join its cluster, or None. Ray's own words for that would come after minutes, and only in its logs."""
+    found = disagreement(own, settings.versions)
+    if found is None:
+        return None
+    here, there = found
+    return (
+        f"Ray is not started: this host has {here}, cluster {settings.cluster!r} runs {there}; its image must hold what the cluster does, "
+        "or nothing of ours (then the host installs it from cluster.bucket)"
     )
 
 
@@ -225,6 +244,9 @@ def main() -> None:
     settings = read_settings(os.environ, fetch)
     set_up_logging(f"host-{identity.slice_name}-{identity.worker_id}", terminal=None)
     logger.info("host %d of slice %s, cluster %s", identity.worker_id, identity.slice_name, settings.cluster)
+    if (why := refusal(settings, own_versions())) is not None:
+        logger.error("%s", why)
+        print(f"podlaunch: {why}", file=sys.stderr, flush=True)  # into the log of the boot, where the installer's refusals are
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     agent = make_agent(identity, settings, fetch)

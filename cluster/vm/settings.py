@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.secret_place import SecretPlace
+from cluster.versions import Versions
 
 SPOT_NOTICE_S = 30.0
 STANDARD_NOTICE_S = 120.0
@@ -36,6 +37,8 @@ class HostSettings:
     spot: bool = False
     head_lost_grace_s: float = 1800.0
     """Seconds without the head after which the slice deletes itself."""
+    versions: Versions | None = None
+    """What the head runs, which the host has to run too."""
 
     @property
     def notice_s(self) -> float:
@@ -47,4 +50,6 @@ class HostSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HostSettings":
-        return cls(**{**values, "token": SecretPlace.from_dict(values["token"])})
+        versions = values.get("versions")
+        own = {"token": SecretPlace.from_dict(values["token"]), "versions": None if versions is None else Versions(**versions)}
+        return cls(**{**values, **own})

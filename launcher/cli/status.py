@@ -14,6 +14,7 @@ from cluster.config import ClusterConfig
 from cluster.durations import short_duration
 from cluster.errors import ConfigError, PodlaunchError
 from cluster.leftovers import Leftover
+from cluster.listeners import wider_than_needed
 from cluster.tpu.catalog import by_name
 from cluster.tpu.lifecycle import BILLED, Life
 from cluster.tpu.orphans import Orphan
@@ -78,13 +79,14 @@ def _owned_elsewhere(found: list[Orphans], problem: Callable[[str], None]) -> li
 
 def _describe(cluster: Cluster) -> dict[str, Any]:
     row = _head_row("cluster", cluster.config, cluster.created)
-    row |= {"head": "UNKNOWN", "dashboard": "", "ended": cluster.ended, "elsewhere": False, "refusals": []}
+    row |= {"head": "UNKNOWN", "dashboard": "", "ended": cluster.ended, "elsewhere": False, "refusals": [], "open": []}
     try:
         cluster = clusters.notice_autostop(cluster)
         if cluster.ended is not None:
             return row | {"head": "ENDED", "ended": cluster.ended}
         alive = cluster.alive()
         row |= {"head": "UP" if alive else "DOWN", "refusals": list(_refusals(cluster))}
+        row["open"] = list(wider_than_needed(cluster.config)) if alive else []
         row["dashboard"] = cluster.head.show_url() if alive else ""
         _add_slices(row, cluster, [node.slice_name for node in cluster.http.nodes() if node.alive] if alive else [])
     except PodlaunchError as error:
@@ -96,6 +98,7 @@ def _describe_elsewhere(cluster: Cluster) -> dict[str, Any]:
     """Without a look into its Ray, for which its token would have to be fetched."""
     row = _head_row("cluster", cluster.config, cluster.created)
     row |= {"head": "UP", "dashboard": f"use it with `tpu start {cluster.name}`", "ended": None, "elsewhere": True, "refusals": []}
+    row["open"] = list(wider_than_needed(cluster.config))
     try:
         _add_slices(row, cluster, None)
     except PodlaunchError as error:
@@ -205,7 +208,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         CONSOLE.print("no cluster is up", highlight=False)
     for row in rows:
         _TITLES[row["kind"]](row)
-        for line in [*row.get("refusals", []), *filter(None, [row["problem"]])]:
+        for line in [*row.get("refusals", []), *row.get("open", []), *filter(None, [row["problem"]])]:
             CONSOLE.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
         if row["slices"]:
             CONSOLE.print(_table(row["slices"]))

@@ -143,7 +143,8 @@ def connect(gang: Gang) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)  # type: ignore[no-untyped-call]
     if gang.processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]
-        jax.distributed.initialize(gang.coordinator, gang.processes, gang.process)
+        # Process 0 serves at its own address only: JAX would take all interfaces, and asks nobody who they are.
+        jax.distributed.initialize(gang.coordinator, gang.processes, gang.process, coordinator_bind_address=gang.coordinator)
 
 
 def disconnect(gang: Gang) -> None:

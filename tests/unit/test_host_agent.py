@@ -102,7 +102,7 @@ class World:
     def delete_node(self, zone: str, name: str) -> str:
         raise AssertionError("it was a queued resource")
 
-    def agent(self, worker: int = 0) -> HostAgent:
+    def agent(self, worker: int = 0, *, may_join: bool = True) -> HostAgent:
         identity = HostIdentity("mine-0", worker, ("10.0.0.1", "10.0.0.2"), "v4-16", "2x2x2")
 
         def clock() -> float:
@@ -117,6 +117,7 @@ class World:
             OwnSlice("mine-0", "us-central2-b", lambda: self, clock, owned=True),
             1800.0,
             clock,
+            may_join=may_join,
         )
 
     def pass_time(self, agent: HostAgent, seconds: float) -> None:
@@ -201,6 +202,14 @@ def test_a_head_that_is_away_for_a_while_costs_nothing(world: World) -> None:
         world.head = True
         world.pass_time(agent, 10)
     assert world.deleted == []
+
+
+def test_a_host_that_may_not_join_starts_no_ray_and_keeps_its_slice(world: World) -> None:
+    agent = world.agent(may_join=False)
+    world.pass_time(agent, 600)
+    assert (world.started, world.deleted) == ([], [])
+    world.pass_time(world.agent(), 20)
+    assert len(world.started) == 1, "the same host, when it may"
 
 
 def test_a_host_whose_ray_cannot_be_kept_up_gives_its_slice_up(world: World) -> None:

@@ -78,7 +78,7 @@ def test_the_autoscaler_knows_every_type_by_a_resource_of_its_own() -> None:
 
 
 def test_a_running_cluster_serves_whoever_asks_for_one_of_its_types() -> None:
-    running = cast(Cluster, SimpleNamespace(name="mine", config=config()))
+    running = cast(Cluster, SimpleNamespace(name="mine", config=config(), bundle=Bundle("b")))
     check_fits(running, config())
     check_fits(running, config().of_type("eval"))
     alone = config(node_types={}, accelerator_type="v6e-8", provisioning="on-demand", zones=["us-west1-c"])

@@ -56,7 +56,7 @@ def test_a_tunnel_leads_to_the_head_and_is_reused_and_ended(tunnel: Tunnel, tmp_
     (call,) = (tmp_path / "bin" / "calls").read_text().splitlines()
     assert call.startswith(
         "compute ssh podlaunch-mine-head --zone us-east5-a --project my-project --tunnel-through-iap --quiet -- -N -L "
-        f"{port}:127.0.0.1:{tunnel.remote_port}"
+        f"127.0.0.1:{port}:127.0.0.1:{tunnel.remote_port}"
     )
     tunnel.close()
     assert not accepts(port)
