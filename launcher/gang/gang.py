@@ -1,7 +1,7 @@
 """The gang of one run on Ray: its slices, its runners, their children. All that the supervisor needs of Ray is here."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -12,11 +12,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
-from launcher.gang.lease import EVENT_WAIT_S, LEASE_S
-from launcher.gang.placement import Host, incomplete, living_hosts, process_environment
+from cluster.vm.head_watch import accepts
+from launcher.gang.lease import EVENT_WAIT_S
+from launcher.gang.placement import Host, dead, incomplete, living_hosts, process_environment
 from launcher.gang.runner import Event, Runner
 from launcher.runs import RunDirectory
 
+HOSTS_INTERVAL_S = 1.0
+"""How often the hosts are looked at while runners are to answer."""
 DRAIN_LIMIT_S = 60.0
 """What is still on a slice that was given up may be ended after this."""
 
@@ -38,6 +41,8 @@ class Gang:
         self._groups: list[PlacementGroup] = []
         self._runners: list[Any] = []
         self._pending: dict[Any, int] = {}
+        self._doubtful: set[str] = set()
+        """Ray's ids of hosts that have lost their runner: Ray goes on to call a dead host alive for seconds."""
         self.hosts: list[Host] = []
         self.incomplete: list[str] = []
         """Slices that were reserved and lack hosts, as `find_hosts` saw it last."""
@@ -56,7 +61,7 @@ class Gang:
 
     def find_hosts(self, group: PlacementGroup) -> bool:
         """Learn the hosts of the reserved slices. False while some have not joined yet."""
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        nodes = [node for node in _nodes() if node["NodeID"] not in self._doubtful or _answers(node)]
         held = set(ray.util.placement_group_table(group)["bundles_to_node_id"].values())
         slices = {(node.get("Labels") or {}).get("ray.io/tpu-slice-name") for node in nodes if node["NodeID"] in held}
         names = sorted(name for name in slices if name)
@@ -100,8 +105,7 @@ class Gang:
             )
             for index, runner in enumerate(self._runners)
         ]
-        self._wait_renewing(calls, timeout)
-        self._ask(calls, 0.0)
+        self._ask(calls, timeout, meanwhile=self._renew)
 
     def poll(self, timeout: float) -> list[tuple[int, Event]]:
         """(host index, event) of whatever was said within `timeout` seconds. A lost runner says `lost`."""
@@ -117,6 +121,7 @@ class Gang:
             try:
                 found += [(index, event) for event in ray.get(reference)]
             except _LOST as error:
+                self._doubtful.add(self.hosts[index].node_id)
                 words = f"the host's runner is gone: {_first_line(error)}"
                 found.append((index, {"event": "lost", "error": words, "preempted": getattr(error, "preempted", False)}))
         return found
@@ -132,7 +137,7 @@ class Gang:
 
     def replace(self, slices: Sequence[str], reason: str) -> None:
         """Give up these slices: their workers 0 are drained for good, so that the autoscaler deletes the slices once they are released."""
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        nodes = _nodes()
         client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)  # type: ignore[attr-defined]  # a compiled module
         preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]  # generated
         for host in living_hosts(nodes, slices):
@@ -148,18 +153,24 @@ class Gang:
             remove_placement_group(group)
         self._runners, self._groups, self._pending, self.hosts, self.incomplete = [], [], {}, [], []
 
-    def _wait_renewing(self, calls: Sequence[Any], timeout: float) -> None:
-        """Wait for all calls; hosts that are ready are told meanwhile that their supervisor lives."""
-        deadline = time.monotonic() + timeout
-        pending = list(calls)
-        while pending and time.monotonic() < deadline:
-            _, pending = ray.wait(pending, num_returns=len(pending), timeout=LEASE_S / 5)
-            for runner in self._runners if pending else ():
-                runner.renew.remote()
+    def _renew(self) -> None:
+        """Hosts that are ready before the others are told that their supervisor lives."""
+        for runner in self._runners:
+            runner.renew.remote()
 
-    def _ask(self, calls: Sequence[Any], timeout: float) -> list[Any]:
+    def _ask(self, calls: Sequence[Any], timeout: float, meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
+        """The answers of all runners. Ends as soon as one is lost: what is to be placed on a dead host would wait for ever."""
+        deadline = time.monotonic() + timeout
         try:
-            return list(ray.get(list(calls), timeout=timeout))
+            while (left := deadline - time.monotonic()) > 0:
+                answered, open_calls = ray.wait(list(calls), num_returns=len(calls), timeout=min(HOSTS_INTERVAL_S, left))
+                ray.get(answered)  # raises for whoever is lost already
+                if not open_calls:
+                    break
+                if gone := dead(self.hosts, _nodes()):
+                    raise GangLost(f"host {gone[0].name} died before its runner answered")
+                meanwhile()
+            return list(ray.get(list(calls), timeout=0))
         except RayTaskError as error:
             raise error.as_instanceof_cause() from error  # type: ignore[no-untyped-call]  # the same
         except (*_LOST, ray.exceptions.GetTimeoutError) as error:
@@ -171,6 +182,16 @@ class Gang:
 
 class GangLost(Exception):
     """A host of the gang does not answer; new hosts are needed."""
+
+
+def _nodes() -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    return nodes
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether Ray's daemon on that host takes connections."""
+    return accepts(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -38,6 +38,12 @@ def living_hosts(nodes: Iterable[Mapping[str, Any]], slices: Iterable[str]) -> l
     return sorted(hosts, key=lambda host: (host.slice_name, host.worker_id))
 
 
+def dead(hosts: Iterable[Host], nodes: Iterable[Mapping[str, Any]]) -> list[Host]:
+    """Those of `hosts` that do not live for Ray any more; one that has come back since is another node. `nodes` is as above."""
+    alive = {node["NodeID"] for node in nodes if node["Alive"]}
+    return [host for host in hosts if host.node_id not in alive]
+
+
 def incomplete(hosts: Sequence[Host], slices: Iterable[str], hosts_per_slice: int) -> list[str]:
     """Those of `slices` that do not have exactly their hosts, each once."""
     expected = list(range(hosts_per_slice))

@@ -1,10 +1,12 @@
-"""Faults while a run trains: one emulated cluster for all of them, apart from the one of the integration tests.
+"""Faults while runs train: an emulated cluster for all that befalls hosts, one for slices, both apart from that of the integration tests.
 
-`--chaos=full` runs every one; without it the ones that take longest, or show what another one shows too, are left out.
+`--chaos=full` runs every test; without it the ones that take longest, or show what another one shows too, are left out. What each fault
+cost is printed at the end.
 """
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,63 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @dataclass(frozen=True)
+class Mended:
+    """What a fault has cost its run, in seconds since it struck."""
+
+    fault: str
+    seen: float | None
+    """Until the run was told to fail, or the slice to go; None: nothing had begun yet that could fail."""
+    working: float
+    """Until the first step on what took the place of what was lost."""
+
+
+_ACCOUNT = pytest.StashKey[list[Mended]]()
+
+
+class Account:
+    """Where tests write down how long it took."""
+
+    def __init__(self, lines: list[Mended]) -> None:
+        self._lines = lines
+
+    def add(self, fault: str, *, seen: float | None, working: float) -> None:
+        self._lines.append(Mended(fault, seen, working))
+
+    @contextlib.contextmanager
+    def recovery(self, fault: str, run: "Run", attempt: int) -> Iterator[None]:
+        """The fault strikes in the block; then its run does the first step of `attempt`."""
+        struck = time.time()
+        yield
+        run.until(lambda: run.first_step(attempt) is not None, f"attempt {attempt}")
+        working = run.first_step(attempt)
+        (failed,) = [event["time"] for event in run.events("failure") if event["attempt"] == attempt - 1]
+        assert working is not None
+        self.add(fault, seen=failed - struck, working=working - struck)
+
+
+@pytest.fixture
+def account(request: pytest.FixtureRequest) -> Account:
+    return Account(request.config.stash.setdefault(_ACCOUNT, []))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(_ACCOUNT, [])
+    if not lines:
+        return
+    width = max(len(line.fault) for line in lines)
+    terminalreporter.section("seconds from the fault")
+    terminalreporter.write_line(f"{'':{width}}  {'seen':>6}  {'working':>7}")
+    for line in lines:
+        seen = "" if line.seen is None else f"{line.seen:.1f}"
+        terminalreporter.write_line(f"{line.fault:{width}}  {seen:>6}  {line.working:7.1f}")
+
+
+@dataclass(frozen=True)
 class Cluster:
-    """The user's home with a cluster `local` in it, whose grace without a head is short."""
+    """The user's home with a cluster in it whose graces are short, and where slices may die young."""
 
     home: Home
+    settings: tuple[str, ...] = ("cluster.head_lost_grace=20s", "cluster.churn_short=1s")
 
     def admin(self, verb: str, path: str, **values: Any) -> Any:
         """What `tpu emulator` asks, without the start of a process."""
@@ -73,12 +128,15 @@ class Cluster:
         self.admin("POST", "/preempt", node=name, notice=notice)
         return name
 
-    def start(self, name: str, *, until: int, steps: int = STEPS, every: int = 10) -> "Run":
-        """A run that has done step `until`."""
+    def launch(self, name: str, *more: str, steps: int = STEPS, every: int = 10) -> "Run":
+        """A run, as soon as its command has started."""
         settings = (f"run.name={name}", f"trainer.steps={steps}", f"trainer.checkpoint_every={every}", "trainer.log_every=1", *SMALL)
-        process = self.home.start(*launch_command(*settings, "cluster.head_lost_grace=20s"))
-        run = Run(self.home.run(name), process)
-        eventually(lambda: (status := run.directory.status()) is not None and status.step >= until, f"step {until} of {name}")
+        return Run(self.home.run(name), self.home.start(*launch_command(*settings, *self.settings, *more)))
+
+    def start(self, name: str, *more: str, until: int, steps: int = STEPS, every: int = 10) -> "Run":
+        """A run that has done step `until`."""
+        run = self.launch(name, *more, steps=steps, every=every)
+        run.until(lambda: run.step >= until, f"step {until}")
         return run
 
 
@@ -94,14 +152,40 @@ class Run:
     directory: RunDirectory
     process: Any
 
+    @property
+    def step(self) -> int:
+        status = self.directory.status()
+        return 0 if status is None else status.step
+
+    @property
+    def slices(self) -> list[str]:
+        """Those that it holds."""
+        status = self.directory.status()
+        return [] if status is None else status.slices
+
+    def first_step(self, attempt: int) -> float | None:
+        """When it did the first step of an attempt, seconds since the epoch."""
+        return next((event["time"] for event in self.events("first_step") if event["attempt"] == attempt), None)
+
     def end(self) -> str:
         """Wait for its end; what was printed."""
         output, _ = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, output
         return str(output)
 
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for something that comes before its end."""
+
+        def done() -> bool:
+            if condition():
+                return True
+            assert self.process.poll() is None, f"{self.directory.run_id} ended before {what}: {self.process.communicate()[0]}"
+            return False
+
+        eventually(done, f"{what} of {self.directory.run_id}")
+
     def reaches(self, step: int, attempt: int) -> None:
-        eventually(lambda: step in self.losses(attempt), f"step {step} of attempt {attempt}")
+        self.until(lambda: step in self.losses(attempt), f"step {step} of attempt {attempt}")
 
     def losses(self, attempt: int) -> dict[int, float]:
         rows = list(self.directory.metrics())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.runs import RunState
-from tests.chaos.conftest import STEPS, Cluster, Run
+from tests.chaos.conftest import STEPS, Account, Cluster, Run
 from tests.integration.conftest import eventually
 
 pytestmark = pytest.mark.timeout(400)
@@ -27,7 +27,9 @@ def check_end(run: Run, undisturbed: dict[int, float], *, preempted: int = 0, in
         assert losses == {step: undisturbed[step] for step in losses}
 
 
-def test_one_run_survives_its_agents_a_raylet_a_poisoned_host_and_two_preemptions(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+def test_one_run_survives_its_agents_a_raylet_a_poisoned_host_and_two_preemptions(
+    cluster: Cluster, undisturbed: dict[int, float], account: Account
+) -> None:
     run = cluster.start("battered", until=3, every=1000)
     (first_slice,) = cluster.slices()
 
@@ -41,18 +43,21 @@ def test_one_run_survives_its_agents_a_raylet_a_poisoned_host_and_two_preemption
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(cluster.disk(1) / "dev" / "accel0")], stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
-    cluster.kill_raylet(1)
+    with account.recovery("raylet of worker 1 killed, host poisoned", run, attempt=1):
+        cluster.kill_raylet(1)
     run.reaches(3, attempt=1)
     assert cluster.slices() == [first_slice], "worker 1 joined again"
     assert holder.wait(20) == -signal.SIGTERM
     holder.stdout.close()
     assert not lock.exists()
 
-    cluster.preempt(notice=30)
+    with account.recovery("preempted, with 30 s notice", run, attempt=2):
+        cluster.preempt(notice=30)
     run.reaches(STEPS // 2, attempt=2)
     (checkpoint, *_) = run.events("checkpoint")
     assert min(run.losses(2)) == checkpoint["step"] + 1 == max(run.losses(1)) + 1, "taken on notice: none was due, and no step was lost"
-    second_slice = cluster.preempt(notice=0)
+    with account.recovery("preempted, without notice", run, attempt=3):
+        second_slice = cluster.preempt(notice=0)
     assert second_slice != first_slice
 
     run.end()
@@ -62,28 +67,33 @@ def test_one_run_survives_its_agents_a_raylet_a_poisoned_host_and_two_preemption
 
 
 @pytest.mark.long
-def test_a_preemption_with_notice_checkpoints_first_and_goes_on_on_a_new_slice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+def test_a_preemption_with_notice_checkpoints_first_and_goes_on_on_a_new_slice(
+    cluster: Cluster, undisturbed: dict[int, float], account: Account
+) -> None:
     run = cluster.start("preempted", until=13, every=1000)
-    before = cluster.preempt(notice=30)
+    with account.recovery("preempted, with 30 s notice", run, attempt=1):
+        before = cluster.preempt(notice=30)
     run.end()
     check_end(run, undisturbed, preempted=1)
     assert before not in cluster.slices()
 
 
 @pytest.mark.long
-def test_a_preemption_without_notice_is_charged_to_the_cloud(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+def test_a_preemption_without_notice_is_charged_to_the_cloud(cluster: Cluster, undisturbed: dict[int, float], account: Account) -> None:
     run = cluster.start("taken", until=13)
-    before = cluster.preempt(notice=0)
+    with account.recovery("preempted, without notice", run, attempt=1):
+        before = cluster.preempt(notice=0)
     run.end()
     check_end(run, undisturbed, preempted=1)
     assert before not in cluster.slices()
 
 
 @pytest.mark.long
-def test_a_maintenance_event_moves_the_run_to_a_new_slice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+def test_a_maintenance_event_moves_the_run_to_a_new_slice(cluster: Cluster, undisturbed: dict[int, float], account: Account) -> None:
     run = cluster.start("maintained", until=13, every=1000)
     (before,) = cluster.slices()
-    cluster.admin("POST", "/maintain", node=before, notice=30)
+    with account.recovery("maintenance, with 30 s notice", run, attempt=1):
+        cluster.admin("POST", "/maintain", node=before, notice=30)
     run.end()
     check_end(run, undisturbed, preempted=1)
     assert {event["kind"] for event in run.events("notice")} == {"maintenance"}
@@ -93,23 +103,25 @@ def test_a_maintenance_event_moves_the_run_to_a_new_slice(cluster: Cluster, undi
 @pytest.mark.long
 @pytest.mark.parametrize("worker", [0, 1])
 def test_the_death_of_a_raylet_costs_its_host_or_with_worker_0_its_slice(
-    cluster: Cluster, undisturbed: dict[int, float], worker: int
+    cluster: Cluster, undisturbed: dict[int, float], account: Account, worker: int
 ) -> None:
     run = cluster.start(f"raylet-{worker}", until=13)
     (before,) = cluster.slices()
-    cluster.kill_raylet(worker)
+    with account.recovery(f"raylet of worker {worker} killed", run, attempt=1):
+        cluster.kill_raylet(worker)
     run.end()
     check_end(run, undisturbed, infrastructure=1)
     assert (cluster.slices() == [before]) is (worker == 1)
 
 
 @pytest.mark.long
-def test_a_sick_machine_is_replaced_with_its_slice(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+def test_a_sick_machine_is_replaced_with_its_slice(cluster: Cluster, undisturbed: dict[int, float], account: Account) -> None:
     run = cluster.start("sick", until=13)
     (before,) = cluster.slices()
     with (run.directory.path / "logs" / "0" / "host-1.log").open("a") as log:
         log.write("RuntimeError: Failed to initialize TPU system\n")
-    cluster.host_process(1, "launcher.training.child").kill()
+    with account.recovery("a process that blames its machine", run, attempt=1):
+        cluster.host_process(1, "launcher.training.child").kill()
     run.end()
     check_end(run, undisturbed, infrastructure=1)
     assert before not in cluster.slices()
