@@ -20,7 +20,7 @@ from cluster.state import logs_dir
 from launcher import jobs
 from launcher.attempts import claim_next, end_run, submit_next
 from launcher.code import pack_data
-from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, register_schema
+from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, quote_entrypoint, register_schema
 from launcher.config import LaunchConfig
 from launcher.environment import read_dotenv
 from launcher.follow import EXIT_INTERRUPTED, follow
@@ -74,7 +74,7 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     on_gs = is_object(config.run.root or "")
     reached = clusters.reach_cloud(config.cluster) if on_gs else config.cluster
     run, code = prepare_run(config, reached.storage_endpoint)
-    data = pack_data(config.data) if on_gs else None
+    data = pack_data(config.data) if on_gs and config.data is not None else None
     clusters.check_name(config.cluster.name, bare=False)
     running = clusters.running(config.cluster)
     if running is not None:
@@ -155,7 +155,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
         )
     index = index_of(cluster.config)
     secrets, names = jobs.store_secrets(cluster, run, config.run.secrets)
-    status = dataclasses.replace(fresh, total_steps=config.trainer.steps, phase="submitted", updated_at=time.time())
+    status = dataclasses.replace(fresh, total_steps=config.total_steps, phase="submitted", updated_at=time.time())
     try:
         return submit_next(run, Entry(run.url, secrets, names), index, cluster.http, status)
     except ClusterError as error:
@@ -174,6 +174,7 @@ def _run_hydra() -> int:
     import hydra
 
     register_schema()
+    sys.argv[1:] = quote_entrypoint(sys.argv[1:])
 
     def point(config: DictConfig) -> int:
         code = launch(load(config), Console())
