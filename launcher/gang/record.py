@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from launcher.claims import Claims, Superseded
 from launcher.goodput import Account, Phase, goodput
-from launcher.runs import FINAL, FirstFailure, RunDirectory, RunState, RunStatus
+from launcher.runs import FINAL, FirstFailure, RunDirectory, RunState, RunStatus, StopRequest
 
 # What the training process calls its phases.
 CHILD_PHASES: Mapping[str, Phase] = {
@@ -24,11 +25,15 @@ WRITE_INTERVAL_S = 0.5
 
 
 class RunRecord:
-    """Keeps a run's status and writes it: at once when the state or phase changes, else at most every `WRITE_INTERVAL_S`."""
+    """Keeps a run's status and writes it: at once when the state or phase changes, else at most every `WRITE_INTERVAL_S`.
+
+    Every method that writes raises Superseded, and writes nothing, once somebody else has claimed a later attempt of the run.
+    """
 
     def __init__(self, directory: RunDirectory, status: RunStatus, clock: Callable[[], float], usd_per_hour: float | None) -> None:
         """`status`: what the run's last supervisor, or who submitted it, has left. Its account goes on, without a gap."""
         self._directory = directory
+        self._claims = Claims(directory.files)
         self._clock = clock
         self._usd_per_hour = usd_per_hour
         self._account = Account(
@@ -40,7 +45,12 @@ class RunRecord:
         self.status = status
 
     def enter(self, state: RunState, phase: str, **fields: Any) -> None:
-        """Change state and phase; both are written at once, a new state also as an event. The account ends with a final state."""
+        """Change state and phase; both are written at once, a new state also as an event. A new attempt is claimed first. The account ends
+        with a final state.
+        """
+        self._claim(fields.get("attempt", self.status.attempt))
+        if state is RunState.STOPPED and self._directory.stop_requested() is StopRequest.SUSPEND:
+            state, fields = RunState.SUSPENDED, {**fields, "ended_at": None}
         if phase in _ACCOUNTED:
             self._pass_to(Phase(phase), self._clock())
         changed = state is not self.status.state
@@ -50,6 +60,7 @@ class RunRecord:
         self.write()
 
     def event(self, name: str, **fields: Any) -> None:
+        self._claims.check(self.status.attempt)
         self._directory.append_event({"time": self._clock(), "event": name, **fields})
 
     def begin_attempt(self) -> None:
@@ -86,6 +97,7 @@ class RunRecord:
         return self._account.seconds(now), self._account.dollars(now)
 
     def write(self) -> None:
+        self._claims.check(self.status.attempt)
         now = self._clock()
         until = self.status.ended_at if self.status.state in FINAL and self.status.ended_at is not None else now
         phases, costs = self._account.seconds(until), self._account.dollars(until)
@@ -99,6 +111,10 @@ class RunRecord:
         )
         self._directory.write_status(self.status)
         self._written = now
+
+    def _claim(self, attempt: int) -> None:
+        if attempt > self.status.attempt and not self._claims.claim(attempt, self.status.job or self.status.run_id):
+            raise Superseded(f"attempt {attempt} is somebody else's")
 
     def _pass_to(self, phase: Phase, when: float) -> None:
         if phase is not self._account.phase:
