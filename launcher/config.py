@@ -90,6 +90,8 @@ class RunConfig:
     """A folder of your own modules to ship with the run; importable in the training processes only. Null: none, but for job=script the
     folder that you start from.
     """
+    spares: bool = True
+    """Whether every host keeps a second process waiting that has everything imported, for the next restart."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     secrets: list[str] = field(default_factory=list)
     """Names of environment variables (or .env entries) handed to the training processes. Never values."""
