@@ -3,10 +3,12 @@
     <run.root>/<run_id>/
       config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl
       logs/<attempt>/host-<i>.log  checkpoints/<step>/  export/  tensorboard/
-      stop                   present once somebody asked the run to stop
+      claims/<attempt>.json  whose attempt it is (launcher/claims.py)
+      stop                   present once somebody asked the run to stop; it holds how (StopRequest)
 
-The command line, the dashboard and outside scripts read it; only the run's supervisor writes status.json and events.jsonl, and only
-process 0 of the training gang writes metrics.jsonl. On gs:// the files that grow (*.jsonl, logs) are folders of segments, see run_files.py.
+The command line, the dashboard and outside scripts read it; only whoever holds the newest claim (the run's supervisor, or who submits or
+ends the run in its place) writes status.json and events.jsonl, and only process 0 of the training gang writes metrics.jsonl. On gs:// the
+files that grow (*.jsonl, logs) are folders of segments, see run_files.py.
 """
 
 import json
@@ -50,6 +52,8 @@ class StopRequest(StrEnum):
     """Checkpoint and end."""
     NOW = "now"
     """End without a checkpoint."""
+    SUSPEND = "suspend"
+    """Checkpoint and end, to go on when the cluster is up again."""
 
 
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
@@ -120,6 +124,10 @@ class RunStatus:
     first_failure: FirstFailure | None = None
     phases: dict[str, float] = field(default_factory=dict)
     job: str | None = None
+    spent: dict[str, int] = field(default_factory=dict)
+    """How much of each of run.budget is spent, by cause, since a person last asked for the run."""
+    quiet_at: float = 0.0
+    """From then on no process of an earlier attempt lives any more, whatever became of its supervisor."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunStatus":
@@ -238,7 +246,8 @@ class RunDirectory:
         content = self.files.read("stop")
         if content is None:
             return None
-        return StopRequest.NOW if content.strip() == StopRequest.NOW.encode() else StopRequest.SAVE
+        text = content.decode(errors="replace").strip()
+        return StopRequest(text) if text in tuple(StopRequest) else StopRequest.SAVE
 
     def write_data(self, archive: bytes) -> None:
         self.files.write(DATA, archive)

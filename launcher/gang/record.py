@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from launcher.runs import FirstFailure, RunDirectory, RunState, RunStatus
+from launcher.claims import Claims, Superseded
+from launcher.runs import FirstFailure, RunDirectory, RunState, RunStatus, StopRequest
 
 # What the training process calls its phases -> the name in status.json and in the summary.
 CHILD_PHASES: Mapping[str, str] = {
@@ -23,10 +24,14 @@ WRITE_INTERVAL_S = 0.5
 
 
 class RunRecord:
-    """Keeps a run's status and writes it: at once when the state or phase changes, else at most every `WRITE_INTERVAL_S`."""
+    """Keeps a run's status and writes it: at once when the state or phase changes, else at most every `WRITE_INTERVAL_S`.
+
+    Every method that writes raises Superseded, and writes nothing, once somebody else has claimed a later attempt of the run.
+    """
 
     def __init__(self, directory: RunDirectory, status: RunStatus, clock: Callable[[], float], usd_per_hour: float | None) -> None:
         self._directory = directory
+        self._claims = Claims(directory.files)
         self._clock = clock
         self._usd_per_hour = usd_per_hour
         self._phase_since = clock()
@@ -36,7 +41,10 @@ class RunRecord:
         self.status = status
 
     def enter(self, state: RunState, phase: str, **fields: Any) -> None:
-        """Change state and phase; both are written at once, a new state also as an event."""
+        """Change state and phase; both are written at once, a new state also as an event. A new attempt is claimed first."""
+        self._claim(fields.get("attempt", self.status.attempt))
+        if state is RunState.STOPPED and self._directory.stop_requested() is StopRequest.SUSPEND:
+            state, fields = RunState.SUSPENDED, {**fields, "ended_at": None}
         self._close_phase()
         changed = state is not self.status.state
         self._set(state=state, phase=phase, **fields)
@@ -45,6 +53,7 @@ class RunRecord:
         self.write()
 
     def event(self, name: str, **fields: Any) -> None:
+        self._claims.check(self.status.attempt)
         self._directory.append_event({"time": self._clock(), "event": name, **fields})
 
     def hold_slices(self, names: list[str], hosts: int) -> None:
@@ -68,6 +77,7 @@ class RunRecord:
             self.write()
 
     def write(self) -> None:
+        self._claims.check(self.status.attempt)
         now = self._clock()
         self._close_phase()
         total = sum(self.status.phases.values())
@@ -77,6 +87,10 @@ class RunRecord:
         self._set(updated_at=now, goodput=goodput, cost_usd=cost)
         self._directory.write_status(self.status)
         self._written = now
+
+    def _claim(self, attempt: int) -> None:
+        if attempt > self.status.attempt and not self._claims.claim(attempt, self.status.job or self.status.run_id):
+            raise Superseded(f"attempt {attempt} is somebody else's")
 
     def _cost_now(self) -> float:
         held = 0.0 if self._slices_since is None else self._clock() - self._slices_since

@@ -23,6 +23,8 @@ from cluster.autoscaler import slice_resource
 from cluster.logs import set_up_logging
 from cluster.secret_place import SecretPlace
 from cluster.tpu.lifecycle import provisioning_limit
+from launcher.attempts import settle
+from launcher.claims import Claims, Superseded
 from launcher.config import BudgetConfig
 from launcher.gang.attempt import Attempt
 from launcher.gang.budgets import Budgets, Verdict
@@ -31,6 +33,7 @@ from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
 from launcher.gang.states import BEGIN, ENDS, PHASES, SHOWN, TRANSITIONS, Effect, Happening, Stage, Step
+from launcher.index import RunIndex
 from launcher.runs import Recoveries, RunDirectory, RunState, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -75,7 +78,7 @@ class Supervisor:
         self._directory = directory
         self._gang = gang
         self._record = record
-        self._budgets = Budgets(budget)
+        self._budgets = Budgets(budget, record.status.spent)
         self._clock = clock
         self._taken = taken
         self._hosts_limit = hosts_limit
@@ -163,7 +166,7 @@ class Supervisor:
             asked = self._directory.stop_requested() or asked
         if asked is StopRequest.NOW:
             return Happening.STOP_NOW
-        return Happening.STOP if asked is StopRequest.SAVE and self._stage is not Stage.STOPPING else None
+        return Happening.STOP if asked is not None and self._stage is not Stage.STOPPING else None
 
     def _time_up(self) -> bool:
         """Whether the stage's own time limit has passed; most have none: capacity and training take as long as they take."""
@@ -243,7 +246,12 @@ class Supervisor:
         if state is RunState.RECOVERING and self._first is not None:
             counts = {**vars(status.recoveries), self._cause.value: getattr(status.recoveries, self._cause.value) + 1}
             failure = failure_of(self._first.host, self._first.describe)
-            fields = {"attempt": status.attempt + 1, "recoveries": Recoveries(**counts), "first_failure": failure}
+            fields = {
+                "attempt": status.attempt + 1,
+                "recoveries": Recoveries(**counts),
+                "first_failure": failure,
+                "spent": self._budgets.spent,
+            }
             self._first = None  # it is counted
         self._record.enter(state, PHASES.get(self._stage, status.phase), **fields)
         if fields and self._verdict.delay > 0:
@@ -308,10 +316,20 @@ _EFFECTS: Mapping[Effect, Callable[[Supervisor], Happening | None]] = {
 }
 
 
+def wait_for_silence(record: RunRecord, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+    """Return when no training process of a supervisor before this one lives any more: the run is never executed twice at a time."""
+    if clock() < record.status.quiet_at:
+        record.enter(record.status.state, "waiting for the end of what was left")
+    while clock() < record.status.quiet_at:
+        record.tick()
+        sleep(0.2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", help="a local path or gs://")
     parser.add_argument("--job", required=True)
+    parser.add_argument("--index", required=True, help="where the cluster's unfinished runs are listed")
     parser.add_argument("--secrets", type=SecretPlace.from_json, metavar="JSON", help="where they are, not what they are")
     arguments = parser.parse_args()
     directory = RunDirectory(arguments.run_dir)
@@ -319,8 +337,11 @@ def main() -> None:
     config = directory.config()
     status = directory.status()
     assert status is not None, f"{directory.url} has no status.json"
+    if not Claims(directory.files).holds(arguments.job):
+        logger.warning("somebody else has taken the run over; job %s does nothing", arguments.job)
+        return
     record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)
-    record.enter(RunState.STARTING, "connecting to Ray")
+    record.enter(RunState.STARTING if status.state is RunState.QUEUED else RunState.RECOVERING, "connecting to Ray")
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
     gang = Gang(directory, config.slices, slice_resource(config.slices), arguments.secrets)
     supervisor = Supervisor(
@@ -333,15 +354,19 @@ def main() -> None:
     )
     signal.signal(signal.SIGTERM, supervisor.interrupt)
     try:
+        wait_for_silence(record, time.time, time.sleep)
         supervisor.run()
+    except Superseded as error:
+        logger.warning("ending without a word more: %s", error)
+        gang.release()
+        return
     except BaseException as error:
         # The outermost loop: whatever went wrong here must be found in the run directory, not in the log of a job that may be gone.
         logger.exception("the supervisor failed")
         record.enter(RunState.FAILED, "", reason=f"the supervisor failed: {type(error).__name__}: {error}", ended_at=time.time())
         raise
     finally:
-        if arguments.secrets is not None:
-            arguments.secrets.delete()
+        settle(directory, RunIndex(arguments.index))
     print(json.dumps({"run": directory.run_id, "state": record.status.state}))
 
 

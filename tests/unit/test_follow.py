@@ -26,12 +26,12 @@ def run(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-def watch(run: RunDirectory, *actions: Action, terminal: bool = False) -> tuple[int, str]:
+def watch(run: RunDirectory, *actions: Action, terminal: bool = False, check: Callable[[], str | None] = lambda: None) -> tuple[int, str]:
     """Follow the run while `actions` happen, one at each poll."""
     left = list(actions)
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=200)
-    code = follow(run, console, check=lambda: None, sleep=lambda _: left.pop(0)())
+    code = follow(run, console, check=check, sleep=lambda _: left.pop(0)())
     return code, output.getvalue()
 
 

@@ -192,6 +192,15 @@ def test_infrastructure_failures_end_the_run_once_the_budget_is_used_up(run: Run
     assert status.reason == "run.budget.infrastructure=2 is used up"
 
 
+def test_what_supervisors_before_have_spent_stays_spent(run: RunDirectory) -> None:
+    clock = Clock()
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0, spent={"infrastructure": 1}))
+    scripts: list[Script] = [[(0, step(number)), (0, exited(-signal.SIGKILL))] for number in range(1, 4)]
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, infrastructure=2)
+    assert (status.state, status.reason) == (RunState.FAILED, "run.budget.infrastructure=2 is used up")
+    assert status.spent == {"infrastructure": 2}
+
+
 def test_a_run_that_is_taken_up_again_has_its_whole_budget(run: RunDirectory) -> None:
     clock = Clock()
     used_up = RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0, recoveries=Recoveries(infrastructure=7))
@@ -389,7 +398,7 @@ def test_a_sick_machine_costs_its_slice_and_the_budget(run: RunDirectory) -> Non
     assert supervise(run, gang, clock).recoveries == Recoveries(infrastructure=1)
     assert gang.calls[3:5] == ["replace s0", "release"]
     endless: list[Script] = [[(1, sick)] for _ in range(5)]
-    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0))
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, attempt=1, started_at=1000.0))
     assert supervise(run, ScriptedGang(clock, *endless), clock, infrastructure=2).state is RunState.FAILED, "a bad program burns no slices"
 
 
