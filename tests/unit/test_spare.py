@@ -57,14 +57,20 @@ def runner(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def start(runner: Runner, attempt: int) -> None:
+    _heard.clear()
     runner.start(attempt, {"OWN": f"own-{attempt}", "PODLAUNCH_PROCESS_ID": "0"}, f"logs/{attempt}/host-0.log", None)
 
 
+_heard: list[Event] = []
+"""What the runner said of this attempt and nobody has asked for yet: events come several at a time."""
+
+
 def follow(runner: Runner, until: Callable[[Event], bool]) -> Event:
-    for _ in range(1000):
-        for event in runner.next_events(20.0):
-            if until(event):
+    for _ in range(100):
+        while _heard:
+            if until(event := _heard.pop(0)):
                 return event
+        _heard.extend(runner.next_events(1.0))
     raise AssertionError("it never came")
 
 
