@@ -119,6 +119,8 @@ class RunConfig:
     """A folder of your own modules to ship with the run; importable in the training processes only. Null: none, but for job=script the
     folder that you start from.
     """
+    spares: bool = True
+    """Whether every host keeps a second process waiting that has everything imported, for the next restart."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     hang: HangConfig = field(default_factory=HangConfig)
     max_hours: float | None = None

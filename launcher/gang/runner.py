@@ -14,6 +14,7 @@ checkpoint and end at the next step: by SIGTERM, and by a byte in a pipe, which 
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import signal
@@ -31,6 +32,7 @@ from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice
 from launcher import code
+from launcher.config import LaunchConfig
 from launcher.gang.attempt import EXIT_STOPPED
 from launcher.gang.evidence import first_error, sickness
 from launcher.gang.lease import LEASE_S
@@ -46,6 +48,9 @@ NOTICE_INTERVAL_S = 0.25
 """How often the agent's file is looked at."""
 LAST_WORDS_S = 10.0
 """How long the end of a process that failed may be kept from the supervisor until the last of its log is sent."""
+SPARE_AFTER_S = 30.0
+"""How long a process trains before its host makes a spare: the imports take seconds of every core of a small machine."""
+_CHILD = (sys.executable, "-m", "launcher.training.child")
 _TAIL_BYTES = 64 * 1024
 
 # What the child must not take over from the Ray worker that its runner is.
@@ -56,28 +61,51 @@ class Child:
     """One training process and what it says. Puts events into `events`; the last one is `exit` with the process's return code."""
 
     def __init__(
-        self, argv: list[str], env: Mapping[str, str], log: Path, events: "queue.Queue[Event]", place: Place | None = None
+        self, argv: list[str], env: Mapping[str, str], log: Path | None, events: "queue.Queue[Event]", place: Place | None = None
     ) -> None:
-        """`place`: what is to be sent from while the process lives, and after it."""
+        """`log`: None for a spare, which says nothing before its orders (launcher/training/spare.py). `place`: what is to be sent from
+        while the process lives, and after it.
+        """
+        self._events = events
+        self._orders: int | None = None
+        """Where a spare's orders are written, once."""
+        self._sender: threading.Thread | None = None
         self._place = place
         self._ended, self._told = threading.Event(), threading.Event()
         self._argv = argv
         self._env = dict(env)
         self._log = log
-        self._events = events
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
         self._asked = False
         self._stop: int | None = None
         """What is written here the process can read; None when it is gone."""
-        self._stop_lock = threading.Lock()
+        self._lock = threading.Lock()
         self._done = False
         """It has said that nothing is left to do."""
         threading.Thread(target=self._live, name="child", daemon=True).start()
         self._started.wait()
         if self._error is not None:
             raise self._error
+
+    def order(self, arguments: list[str], environment: Mapping[str, str], log: Path, events: "queue.Queue[Event]") -> bool:
+        """Make the training process out of a spare. False when it is gone."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        orders = json.dumps({"arguments": arguments, "environment": dict(environment), "log": str(log)}) + "\n"
+        with self._lock:
+            if self._orders is None:
+                return False
+            pipe, self._orders = self._orders, None
+            self._log, self._events = log, events
+            try:
+                with os.fdopen(pipe, "w", encoding="utf-8") as writing:
+                    writing.write(orders)
+            except BrokenPipeError:
+                self._log = None
+                return False
+            self._start_sending()
+            return True
 
     @property
     def pid(self) -> int:
@@ -90,7 +118,7 @@ class Child:
 
     def ask_to_end(self) -> None:
         """At its next step, with its state saved."""
-        with self._stop_lock:
+        with self._lock:
             if self._stop is not None and not self._asked:
                 self._asked = True
                 os.write(self._stop, b".")
@@ -103,22 +131,22 @@ class Child:
     def _live(self) -> None:
         reading, writing = os.pipe()
         stop_reading, self._stop = os.pipe()
+        pipes = {"PODLAUNCH_EVENT_FD": writing, "PODLAUNCH_STOP_FD": stop_reading}
+        if self._log is None:
+            pipes["PODLAUNCH_ORDERS_FD"], self._orders = os.pipe()
         try:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            with self._log.open("ab") as output:
+            output = self._open_log()
+            try:
                 self._process = subprocess.Popen(
                     self._argv,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={
-                        **self._env,
-                        "PODLAUNCH_EVENT_FD": str(writing),
-                        "PODLAUNCH_STOP_FD": str(stop_reading),
-                        "PODLAUNCH_PARENT_PID": str(os.getpid()),
-                    },
-                    pass_fds=(writing, stop_reading),
+                    env={**self._env, **{name: str(fd) for name, fd in pipes.items()}, "PODLAUNCH_PARENT_PID": str(os.getpid())},
+                    pass_fds=list(pipes.values()),
                 )
+            finally:
+                os.close(output)
         except OSError as error:
             os.close(reading)
             os.close(stop_reading)
@@ -127,24 +155,33 @@ class Child:
             return
         finally:
             os.close(writing)
+            if "PODLAUNCH_ORDERS_FD" in pipes:
+                os.close(pipes["PODLAUNCH_ORDERS_FD"])
             self._started.set()
         memory = OomWatch(self._process.pid)
-        sender = threading.Thread(target=self._send, name="send", daemon=True)
-        sender.start()
+        if self._log is not None:
+            self._start_sending()
         with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 event = _parse(line)
                 self._done = self._done or _says_done(event)
                 self._events.put(event)
         code = self._process.wait()
-        with self._stop_lock:
+        with self._lock:
             os.close(self._stop)
             self._stop = None
+            if self._orders is not None:
+                os.close(self._orders)
+                self._orders = None
         os.close(stop_reading)
         if code == 0 and self._asked and not self._done:
             code = EXIT_STOPPED
         self._ended.set()
-        sender.join(None if code == 0 else LAST_WORDS_S)
+        if self._log is None:  # a spare that never had orders
+            self._told.set()
+            return
+        if self._sender is not None:
+            self._sender.join(None if code == 0 else LAST_WORDS_S)
         said = _tail(self._log)
         self._events.put(
             {
@@ -157,6 +194,16 @@ class Child:
             }
         )
         self._told.set()
+
+    def _open_log(self) -> int:
+        if self._log is None:
+            return os.open(os.devnull, os.O_WRONLY)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def _start_sending(self) -> None:
+        self._sender = threading.Thread(target=self._send, name="send", daemon=True)
+        self._sender.start()
 
     def _send(self) -> None:
         if self._place is None:
@@ -179,6 +226,12 @@ class Runner:
         self._events: queue.Queue[Event] = queue.Queue()
         self._child: Child | None = None
         self._told: Notice | None = None
+        self._spares = False
+        self._spare: Child | None = None
+        self._spare_at = math.inf
+        """When the next one is due, seconds of the monotonic clock."""
+        self._static: dict[str, str] = {}
+        """The environment of training processes that no attempt changes."""
         self._lease = lease
         self._lock = threading.Lock()
         self._asking = 0
@@ -204,22 +257,23 @@ class Runner:
         self.kill()
         unpacked = code.unpack(self._place.fetch(attempt), cache_dir() / "code")
         env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
-        env |= {
+        self._static = env | {
             "PYTHONPATH": str(unpacked / "podlaunch"),
             "PYTHONSAFEPATH": "1",
             "PODLAUNCH_USER_CODE": str(unpacked / "user"),
             "PODLAUNCH_COMPILATION_CACHE": str(cache_dir() / "compilation"),
             "PODLAUNCH_RUN_DIR": str(self._place.folder),
-            "PODLAUNCH_ATTEMPT": str(attempt),
             "PODLAUNCH_CHECKPOINT_DIR": self._place.checkpoints,
-            **_read_secrets(secrets),
-            **environment,
         }
-        argv = [sys.executable, "-m", "launcher.training.child", str(self._place.folder)]
-        argv += ["--attempt", str(attempt), "--run", self._url, "--checkpoints", self._place.checkpoints]
+        arguments = [str(self._place.folder), "--attempt", str(attempt), "--run", self._url, "--checkpoints", self._place.checkpoints]
+        own = {"PODLAUNCH_ATTEMPT": str(attempt), **_read_secrets(secrets), **environment}
         self.renew()
-        self._child = Child(argv, env, self._place.folder / log, self._events, self._place)
+        self._spares = LaunchConfig.from_yaml(self._place.folder / "config.yaml").run.spares
+        self._child = self._from_spare(arguments, own, self._place.folder / log) or Child(
+            [*_CHILD, *arguments], {**self._static, **own}, self._place.folder / log, self._events, self._place
+        )
         threading.Thread(target=self._watch_supervisor, args=(self._child,), name="lease", daemon=True).start()
+        self._spare_at = math.inf
         self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
 
     def next_events(self, timeout: float) -> list[Event]:
@@ -232,12 +286,20 @@ class Runner:
                 return []
         while not events.empty():
             found.append(events.get_nowait())
+        if self._spares and self._spare_at == math.inf and any(_is_under_way(event) for event in found):
+            self._spare_at = time.monotonic() + SPARE_AFTER_S
+        if self._spare is None and time.monotonic() >= self._spare_at:
+            self._spare = Child([*_CHILD, str(self._place.folder)], self._static, None, queue.Queue(), self._place)
         return found
 
     def renew(self) -> None:
         """The supervisor lives, and asks later."""
         with self._lock:
             self._asked = time.monotonic()
+
+    def _from_spare(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> Child | None:
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.order(arguments, environment, log, self._events) else None
 
     def terminate(self) -> None:
         """Ask the child to checkpoint and end."""
@@ -306,6 +368,10 @@ def _parse(line: str) -> Event:
     except json.JSONDecodeError:
         return {"event": "noise", "text": line.rstrip()}  # a user's program may write to the descriptor too
     return value if isinstance(value, dict) else {"event": "noise", "text": line.rstrip()}
+
+
+def _is_under_way(event: Event) -> bool:
+    return event.get("event") == "step" or event.get("phase") == "script"
 
 
 def _says_done(event: Event) -> bool:

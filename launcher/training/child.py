@@ -5,6 +5,7 @@
     PODLAUNCH_COORDINATOR           host:port of process 0, for jax.distributed
     PODLAUNCH_NUM_PROCESSES, PODLAUNCH_PROCESS_ID
     PODLAUNCH_COMPILATION_CACHE     folder of JAX's persistent compilation cache
+    PODLAUNCH_ORDERS_FD             of a spare: where its orders come from (launcher/training/spare.py)
     PODLAUNCH_USER_CODE             folder of the user's own modules, last on the path: they can shadow nothing of ours
     PODLAUNCH_PEAK_FLOPS            peak FLOP/s of all chips of the run together; MFU is reported when it is set, on TPUs only
 
@@ -34,6 +35,7 @@ from typing import NoReturn
 from launcher.entrypoint import Entrypoint
 from launcher.training.program import ProgramFailed, program_of, run_program
 from launcher.training.reporter import Reporter, reporter_from_environment
+from launcher.training.spare import ORDERS_FD_VARIABLE, take_orders
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -66,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--run", help="the run directory itself, where RUN_DIR is a host's copy of one on gs://")
     parser.add_argument("--checkpoints", help="where they are, a local path or gs://; by default in RUN_DIR")
     args = parser.parse_args(argv)
+    if ORDERS_FD_VARIABLE in os.environ:
+        args = parser.parse_args(take_orders(args.run_dir))
     reporter = reporter_from_environment()
     if program := program_of(args.run_dir):
         run_users(program, args.run_dir, reporter)

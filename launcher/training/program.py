@@ -42,7 +42,7 @@ def run_program(program: Entrypoint, code: Path, work: Path, reporter: Reporter)
     """Returns when the program has ended well. Raises ProgramFailed."""
     shutil.copytree(code, work, dirs_exist_ok=True)
     os.chdir(work)
-    _set_environment()
+    set_environment()
     introduce_to_jax()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     reporter.emit("phase", phase="script")
@@ -68,7 +68,7 @@ def _execute(program: Entrypoint, work: Path) -> None:
         runpy.run_path(str(path), run_name="__main__")
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
     os.environ.pop("PYTHONSAFEPATH", None)  # for us; Python programs that the user's starts are as they always are
     settings = dict(_CPU_SETTINGS)
     if cache := os.environ.get("PODLAUNCH_COMPILATION_CACHE"):

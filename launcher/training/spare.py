@@ -1,0 +1,55 @@
+"""A spare: a training process that has imported what it will need, and waits for its orders in a pipe.
+
+The runner starts it while another process trains, and hands it the command line, the environment of the attempt and the log when that one
+is gone: a restart then costs no import. Importing JAX claims no TPU, the first use of a device does; a spare uses none.
+"""
+
+import importlib
+import json
+import os
+import re
+from pathlib import Path
+
+from launcher.training.program import program_of, set_environment
+
+ORDERS_FD_VARIABLE = "PODLAUNCH_ORDERS_FD"
+_TRAINING = ("launcher.config", "launcher.training.job")
+_LIBRARIES = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "numpy")
+"""What a user's program may find imported, if it names it."""
+_ENVIRONMENT = re.compile(r"\b(environ|putenv|dotenv)\b")
+
+
+def take_orders(run_dir: Path) -> list[str]:
+    """Imports, then waits; returns the command line. Ends the process when the runner wants no spare any more."""
+    fd = int(os.environ.pop(ORDERS_FD_VARIABLE))
+    if program_of(run_dir) is None:
+        names = list(_TRAINING)
+    else:
+        set_environment()
+        names = libraries_of(Path(os.environ["PODLAUNCH_USER_CODE"]))
+    for name in names:
+        importlib.import_module(name)
+    with os.fdopen(fd, encoding="utf-8") as pipe:
+        line = pipe.readline()
+    if not line:
+        os._exit(0)
+    orders = json.loads(line)
+    os.environ.update(orders["environment"])
+    log = os.open(orders["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    arguments: list[str] = orders["arguments"]
+    return arguments
+
+
+def libraries_of(code: Path) -> list[str]:
+    """What may be imported before the program runs: nothing, if that touches environment variables, which could be meant for an import."""
+    sources = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(code.rglob("*.py"))]
+    if any(_ENVIRONMENT.search(source) for source in sources):
+        return []
+    return [
+        name
+        for name in _LIBRARIES
+        if any(re.search(rf"^\s*(import|from)\s+{name.partition('.')[0]}\b", source, re.M) for source in sources)
+    ]
