@@ -122,9 +122,8 @@ def _take_up(cluster: Cluster, index: RunIndex, entry: Entry, status: RunStatus)
     run.clear_stop_request()
     attempt, job = claimed
     secrets, names = jobs.store_secrets(cluster, run, entry.secret_names)
-    again = dataclasses.replace(
-        status, state=RunState.QUEUED, attempt=attempt, job=job, phase="submitted", reason=None, spent={}, updated_at=time.time()
-    )
+    idle = status.accounted_until(time.time())
+    again = dataclasses.replace(idle, state=RunState.QUEUED, attempt=attempt, job=job, phase="submitted", reason=None, spent={})
     run.append_event({"event": "state", "state": again.state.value, "attempt": attempt})
     submit_next(run, Entry(entry.run_directory, secrets, names), index, cluster.http, again)
     return f"run {run.url} goes on"
@@ -142,8 +141,10 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     run.create(config)
     run.clear_stop_request()
     run.write_code(code)
-    fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=time.time(), attempt=attempt, job=job)
+    now = time.time()
+    fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=now, attempt=attempt, job=job)
     if before is not None:
+        before = before.accounted_until(now)
         fresh = dataclasses.replace(
             fresh,
             step=before.step,
@@ -151,11 +152,15 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
             held_out_before=before.held_out_before,
             checkpoint=before.checkpoint,
             cost_usd=before.cost_usd,
+            started_at=before.started_at,
+            phases=before.phases,
+            costs=before.costs,
+            highest_step=before.highest_step,
             quiet_at=before.quiet_at,
         )
     index = index_of(cluster.config)
     secrets, names = jobs.store_secrets(cluster, run, config.run.secrets)
-    status = dataclasses.replace(fresh, total_steps=config.total_steps, phase="submitted", updated_at=time.time())
+    status = dataclasses.replace(fresh, total_steps=config.total_steps, phase="submitted", updated_at=now)
     try:
         return submit_next(run, Entry(run.url, secrets, names), index, cluster.http, status)
     except ClusterError as error:

@@ -54,12 +54,11 @@ def submit_again(
     now = clock()
     run.append_event({"time": now, "event": "supervisor_lost", "attempt": status.attempt, "step": status.step, "reason": reason})
     again = dataclasses.replace(
-        status, attempt=attempt, job=job, phase="starting a supervisor", slices=[], updated_at=now, quiet_at=_quiet_at(status)
+        status.accounted_until(now), attempt=attempt, job=job, phase="starting a supervisor", slices=[], quiet_at=_quiet_at(status)
     )
     if status.state is not RunState.QUEUED:
-        lost = {**status.phases, "recovering": status.phases.get("recovering", 0.0) + max(0.0, now - status.updated_at)}
         recoveries = dataclasses.replace(status.recoveries, infrastructure=status.recoveries.infrastructure + 1)
-        again = dataclasses.replace(again, state=RunState.RECOVERING, phases=lost, recoveries=recoveries)
+        again = dataclasses.replace(again, state=RunState.RECOVERING, recoveries=recoveries)
         run.append_event({"time": now, "event": "state", "state": again.state.value, "attempt": attempt})
     return submit_next(run, entry, index, http, again)
 
@@ -78,7 +77,8 @@ def end_run(run: RunDirectory, state: RunState, reason: str, index: RunIndex, cl
     if status is not None and status.state not in FINAL and status.state is not state:
         now = clock()
         ended_at = None if state is RunState.SUSPENDED else now
-        fresh = dataclasses.replace(status, state=state, phase="", reason=reason, slices=[], updated_at=now, ended_at=ended_at)
+        accounted = status.accounted_until(now)
+        fresh = dataclasses.replace(accounted, state=state, phase="", reason=reason, slices=[], ended_at=ended_at)
         run.write_status(dataclasses.replace(fresh, quiet_at=_quiet_at(status)))
         run.append_event({"time": now, "event": "state", "state": state.value, "attempt": status.attempt, "reason": reason})
     settle(run, index)

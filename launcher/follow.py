@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from launcher.goodput import Phase
 from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
 
 EXIT_OK = 0
@@ -98,6 +99,8 @@ def _describe_event(event: dict[str, Any]) -> str | None:
             return f"attempt {event['attempt']} failed at step {event['step']} on host {event['host']} ({event['cause']}): {event['error']}"
         case "supervisor_lost":
             return f"the supervisor of attempt {event['attempt']} was lost at step {event['step']}: {event['reason']}"
+        case "straggler":
+            return f"host {event['host']} is slow: the others wait {event['extra_s']:.2f} s of each {event['step_s']:.2f} s step for it"
         case "backoff":
             return f"attempt {event['attempt']} starts in {event['seconds']:.0f} s: the one before came no further"
         case "state" if event["state"] == RunState.RECOVERING:
@@ -129,10 +132,10 @@ def _panel(status: RunStatus) -> Table:
 
 
 def _time_left(status: RunStatus) -> str:
-    trained = status.phases.get("training", 0.0)
-    if not (status.step and status.total_steps and trained):
+    trained = status.phases.get(Phase.TRAINING, 0.0)
+    if not (status.highest_step and status.total_steps and trained):
         return ""
-    return f"{_clock((status.total_steps - status.step) * trained / status.step)} left"
+    return f"{_clock((status.total_steps - status.step) * trained / status.highest_step)} left"
 
 
 def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> None:
@@ -158,8 +161,11 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
         line("recoveries", f"{status.recoveries.total} ({causes})")
     phases = sorted(status.phases.items(), key=lambda item: -item[1])
     line("time", ", ".join(f"{phase} {spent:.1f} s" for phase, spent in phases if spent >= 0.05))
+    if status.goodput is not None:
+        line("goodput", f"{status.goodput:.1%} of {_clock(sum(status.phases.values()))} trained something new")
     if status.cost_usd is not None:
-        line("cost", f"${status.cost_usd:.2f} (estimate by list price)")
+        useful = f", ${status.costs.get(Phase.TRAINING, 0.0):.2f} of it trained something new" if status.cost_usd else ""
+        line("cost", f"${status.cost_usd:.2f} (estimate by list price){useful}")
     line("directory", run.url)
 
 

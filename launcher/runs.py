@@ -2,7 +2,7 @@
 
     <run.root>/<run_id>/
       config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl
-      logs/<attempt>/host-<i>.log  checkpoints/<step>/  export/  tensorboard/
+      logs/<attempt>/host-<i>.log (and .stacks of one that hung)  checkpoints/<step>/  export/  tensorboard/
       claims/<attempt>.json  whose attempt it is (launcher/claims.py)
       stop                   present once somebody asked the run to stop; it holds how (StopRequest)
 
@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import yaml
 
 from cluster.errors import ConfigError, PodlaunchError
 from launcher.config import LaunchConfig, parse_yaml
+from launcher.goodput import Phase
 from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
 
 DATA = "data.zip"
@@ -97,7 +98,9 @@ class Recoveries:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What status.json holds. Times are seconds since the epoch, `phases` seconds spent by phase."""
+    """What status.json holds. Times are seconds since the epoch; `phases` and `costs` are seconds and US dollars by launcher.goodput.Phase,
+    over all attempts since `started_at`.
+    """
 
     run_id: str
     cluster: str
@@ -123,6 +126,9 @@ class RunStatus:
     reason: str | None = None
     first_failure: FirstFailure | None = None
     phases: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    highest_step: int = 0
+    """`step` goes back after a rollback, this does not."""
     job: str | None = None
     spent: dict[str, int] = field(default_factory=dict)
     """How much of each of run.budget is spent, by cause, since a person last asked for the run."""
@@ -142,6 +148,19 @@ class RunStatus:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def unwatched(self) -> Phase:
+        """What a run in this state is doing while no supervisor accounts for it."""
+        if self.state is RunState.QUEUED:
+            return Phase.STARTING
+        return Phase.IDLE if self.state in FINAL or self.state is RunState.SUSPENDED else Phase.RECOVERING
+
+    def accounted_until(self, now: float) -> "RunStatus":
+        """With the time since the last update, in which no supervisor wrote."""
+        missing = max(0.0, now - self.updated_at)
+        phases = {**self.phases, self.unwatched: round(self.phases.get(self.unwatched, 0.0) + missing, 3)}
+        return replace(self, phases=phases, updated_at=now)
 
 
 class RunDirectory:
@@ -225,6 +244,10 @@ class RunDirectory:
     def log_name(self, attempt: int, host: int) -> str:
         """Of the file that one training process writes to."""
         return f"logs/{attempt}/host-{host}.log"
+
+    def write_stacks(self, attempt: int, host: int, stacks: str) -> None:
+        """Where a training process hung."""
+        self.files.write(f"logs/{attempt}/host-{host}.stacks", stacks.encode())
 
     def read_log(self, attempt: int, host: int) -> bytes:
         """What that training process has written so far."""

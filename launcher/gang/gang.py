@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
+from cluster.tpu.losses import read_ready
 from cluster.vm.head_watch import accepts
 from launcher.gang.lease import EVENT_WAIT_S
 from launcher.gang.placement import Host, dead, incomplete, living_hosts, process_environment
@@ -58,6 +59,11 @@ class Gang:
     def reserved(self, group: PlacementGroup, timeout: int) -> bool:
         """Whether the slices are there; waits up to `timeout` seconds for them. Whole ones: Ray cuts off the rest, and 0 never waits."""
         return bool(group.wait(timeout))
+
+    def boots(self) -> bool:
+        """Whether a slice of this kind is there whose hosts have not all joined: then it is no longer capacity that is waited for."""
+        names = [name for name, kind in read_ready(self._config.name).items() if kind == self._config.accelerator.name]
+        return bool(incomplete(living_hosts(_nodes(), names), names, self._config.hosts_per_slice))
 
     def find_hosts(self, group: PlacementGroup) -> bool:
         """Learn the hosts of the reserved slices. False while some have not joined yet."""
@@ -124,6 +130,18 @@ class Gang:
                 self._doubtful.add(self.hosts[index].node_id)
                 words = f"the host's runner is gone: {_first_line(error)}"
                 found.append((index, {"event": "lost", "error": words, "preempted": getattr(error, "preempted", False)}))
+        return found
+
+    def stacks(self, timeout: float) -> list[str | None]:
+        """What each host's process is doing, in words (stacks.py); None where the host does not answer within `timeout` seconds."""
+        calls = [runner.stacks.remote() for runner in self._runners]
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout)
+        found: list[str | None] = []
+        for call in calls:
+            try:
+                found.append(ray.get(call) if call in ready else None)
+            except _LOST:
+                found.append(None)
         return found
 
     def terminate(self) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from launcher.goodput import Phase
 from launcher.runs import RunState
 
 
@@ -60,6 +61,7 @@ class Happening(Enum):
     YIELDED = "all processes have ended, and some because they were asked to"
     STOP = "somebody wants the run to checkpoint and end"
     STOP_NOW = "somebody wants the run to end without a checkpoint"
+    HUNG = "the processes live and make no progress"
     TIME_UP = "the stage has its own time limit, and that has passed"
     AGAIN_HERE = "verdict: another attempt, on the same hosts"
     AGAIN_ELSEWHERE = "verdict: another attempt, on new hosts"
@@ -73,6 +75,7 @@ class Effect(Enum):
     PLACE = "start a runner on each host"
     START = "start a process on each host"
     ASK_TO_END = "ask all processes to checkpoint and end"
+    DUMP = "write down where all processes stand"
     JUDGE = "find the cause and ask the budgets; the verdict is the next happening"
     REPLACE = "have the slices deleted that the evidence blames"
     KILL = "end all processes now, keep the hosts"
@@ -100,20 +103,24 @@ SHOWN: Mapping[Stage, RunState] = {
 """The state that status.json shows from a stage on; in the others it stays what it was (STARTING, RUNNING or RECOVERING)."""
 
 PHASES: Mapping[Stage, str] = {
-    Stage.RESERVING: "waiting for slices",
-    Stage.JOINING: "waiting for hosts",
-    Stage.STARTING: "starting processes",
-    Stage.PAUSING: "recovering",
-    Stage.MOVING: "recovering",
+    Stage.RESERVING: Phase.CAPACITY,
+    Stage.JOINING: Phase.BOOTING,
+    Stage.STARTING: Phase.STARTING,
+    Stage.GATHERING: Phase.RECOVERING,
+    Stage.PAUSING: Phase.RECOVERING,
+    Stage.MOVING: Phase.RECOVERING,
     Stage.STOPPING: "stopping",
 }
-"""The phase that status.json shows from a stage on; in the others it is what process 0 said last."""
+"""The phase that status.json shows from a stage on; in the others it is what process 0 said last. "stopping" is only shown: the time is
+still that of what the processes do.
+"""
 
 _S, _H, _E = Stage, Happening, Effect
 _SUCCESS = Step(_S.SUCCEEDED, (_E.RELEASE,))
 _STOP = Step(_S.STOPPED, (_E.RELEASE,))
 _ASK = Step(_S.STOPPING, (_E.ASK_TO_END,))
 _JUDGE = Step(_S.JUDGING, (_E.JUDGE,))
+_LOOK = Step(_S.JUDGING, (_E.DUMP, _E.JUDGE))
 _LEAVE = Step(_S.LEAVING, (_E.ASK_TO_END,))
 _GATHER = Step(_S.GATHERING)
 _START = Step(_S.STARTING, (_E.START,))
@@ -132,8 +139,8 @@ _AT_REST = {_H.STOP: _STOP, _H.STOP_NOW: _STOP}
 _ROWS: Mapping[Stage, Mapping[Happening, Step]] = {
     _S.RESERVING: {_H.RESERVED: Step(_S.JOINING), **_AT_REST},
     _S.JOINING: {_H.JOINED: Step(_S.STARTING, (_E.PLACE, _E.START)), _H.TIME_UP: _JUDGE, **_AT_REST},
-    _S.STARTING: {**_AT_WORK, _H.PROGRAM: Step(_S.RUNNING), _H.STEP: Step(_S.RUNNING), _H.NOTICE: _LEAVE},
-    _S.RUNNING: {**_AT_WORK, _H.NOTICE: _LEAVE},
+    _S.STARTING: {**_AT_WORK, _H.PROGRAM: Step(_S.RUNNING), _H.STEP: Step(_S.RUNNING), _H.NOTICE: _LEAVE, _H.HUNG: _LOOK},
+    _S.RUNNING: {**_AT_WORK, _H.NOTICE: _LEAVE, _H.HUNG: _LOOK},
     # They were asked already: a second request finds them saving.
     _S.LEAVING: {**_AT_WORK, _H.STOP: Step(_S.STOPPING), _H.TIME_UP: _JUDGE},
     _S.GATHERING: {_H.TIME_UP: _JUDGE, _H.GONE: _JUDGE, **_AT_REST},

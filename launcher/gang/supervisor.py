@@ -25,7 +25,7 @@ from cluster.secret_place import SecretPlace
 from cluster.tpu.lifecycle import provisioning_limit
 from launcher.attempts import settle
 from launcher.claims import Claims, Superseded
-from launcher.config import BudgetConfig
+from launcher.config import RunConfig
 from launcher.gang.attempt import Attempt
 from launcher.gang.budgets import Budgets, Verdict
 from launcher.gang.evidence import Cause, HostFailure
@@ -33,7 +33,11 @@ from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
 from launcher.gang.states import BEGIN, ENDS, PHASES, SHOWN, TRANSITIONS, Effect, Happening, Stage, Step
+from launcher.gang.stragglers import Stragglers
+from launcher.gang.watchdog import Watchdog
+from launcher.goodput import Phase
 from launcher.index import RunIndex
+from launcher.limits import limit_reached
 from launcher.runs import Recoveries, RunDirectory, RunState, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,8 @@ STOP_GRACE_S = 120.0
 """How long the gang may take to checkpoint and end once it was asked to stop."""
 ANSWER_LIMIT_S = 60.0
 """How long a runner may take to start or to kill its child."""
+STACKS_LIMIT_S = 30.0
+"""How long the runners of a gang that hangs may take to look at their processes."""
 NOTICE_GRACE_S = 5.0
 """After the announced end of a host: whoever still says nothing then is gone or waits for those who are."""
 POLL_S = 0.5
@@ -65,7 +71,7 @@ class Supervisor:
         directory: RunDirectory,
         gang: Gang,
         record: RunRecord,
-        budget: BudgetConfig,
+        config: RunConfig,
         clock: Callable[[], float] = time.time,
         *,
         taken: Callable[[list[str]], str] = lambda _: "",
@@ -78,7 +84,8 @@ class Supervisor:
         self._directory = directory
         self._gang = gang
         self._record = record
-        self._budgets = Budgets(budget, record.status.spent)
+        self._config = config
+        self._budgets = Budgets(config.budget, record.status.spent)
         self._clock = clock
         self._taken = taken
         self._hosts_limit = hosts_limit
@@ -86,12 +93,16 @@ class Supervisor:
         self._wait = wait or self._interrupted.wait
         self._group: Any = None
         self._attempt = Attempt([], clock)
+        self._watchdog = Watchdog(config.hang, clock)
+        self._stragglers = Stragglers([])
         self._first: HostFailure | None = None
         self._cause = Cause.INFRASTRUCTURE
         self._verdict = Verdict(again=True)
         self._stage = Stage.RESERVING
         self._since = clock()
         self._looked_for_stop = float("-inf")
+        self._limit: str | None = None
+        """Which setting ends the run."""
 
     def interrupt(self, *_: object) -> None:
         """A signal handler: stop the run the way `tpu train stop` does."""
@@ -105,6 +116,8 @@ class Supervisor:
                 self._happen(asked)
             elif self._time_up():
                 self._happen(Happening.TIME_UP)
+            elif self._stage in (Stage.STARTING, Stage.RUNNING) and self._watchdog.hung() is not None:
+                self._happen(Happening.HUNG)
             else:
                 _WATCHES[self._stage](self)
             self._record.tick()
@@ -132,6 +145,10 @@ class Supervisor:
     def _watch_slices(self) -> None:
         if self._gang.reserved(self._group, timeout=1):
             self._happen(Happening.RESERVED)
+            return
+        phase = Phase.BOOTING if self._gang.boots() else Phase.CAPACITY
+        if phase != self._record.status.phase:
+            self._record.enter(self._record.status.state, phase)
 
     def _watch_hosts(self) -> None:
         if self._gang.find_hosts(self._group):
@@ -150,8 +167,12 @@ class Supervisor:
     def _take(self, index: int, event: Mapping[str, Any]) -> None:
         if event["event"] == "notice":
             self._record.event("notice", host=self._attempt.hosts[index], kind=event["kind"], deadline=event["deadline"])
-        elif index == 0 and event["event"] not in ("error", "exit", "lost"):
-            self._record.apply(event)
+        elif event["event"] not in ("error", "exit", "lost"):
+            self._record.apply(event, index)
+            self._watchdog.hear(index, event)
+            if (slow := self._stragglers.hear(index, event, self._clock())) is not None:
+                self._record.event("straggler", **vars(slow))
+                logger.warning("host %s is slow: the others wait %.3f s of each step for it", slow.host, slow.extra_s)
         happening = self._attempt.take(index, event)
         if happening is Happening.STEP:
             self._record.event("first_step", step=self._attempt.step, attempt=self._record.status.attempt)
@@ -159,13 +180,16 @@ class Supervisor:
             self._happen(happening)
 
     def _stop_asked(self) -> Happening | None:
-        """What the user wants and is not under way yet. The run directory is asked as often as it bears."""
+        """What the user wants, now or by a limit, and is not under way yet. The run directory is asked as often as it bears."""
         asked = StopRequest.SAVE if self._interrupted.is_set() else None
         if self._clock() - self._looked_for_stop >= self._directory.poll_s:
             self._looked_for_stop = self._clock()
             asked = self._directory.stop_requested() or asked
         if asked is StopRequest.NOW:
             return Happening.STOP_NOW
+        if asked is None:
+            self._limit = limit_reached(self._config, *self._record.spent())
+            asked = StopRequest.SAVE if self._limit is not None else None
         return Happening.STOP if asked is not None and self._stage is not Stage.STOPPING else None
 
     def _time_up(self) -> bool:
@@ -197,6 +221,9 @@ class Supervisor:
 
     def _start(self) -> Happening | None:
         self._attempt = Attempt([host.name for host in self._gang.hosts], self._clock)
+        self._watchdog = Watchdog(self._config.hang, self._clock)
+        self._stragglers = Stragglers(self._attempt.hosts)
+        self._record.begin_attempt()
         try:
             self._gang.start(self._record.status.attempt, ANSWER_LIMIT_S)
         except GangLost as error:
@@ -205,6 +232,15 @@ class Supervisor:
 
     def _ask_to_end(self) -> None:
         self._gang.terminate()  # also those whose hosts stay: they would wait for the others
+
+    def _dump(self) -> None:
+        """Where every process stands goes into the run directory, and who looks as if it kept the others waiting is blamed."""
+        attempt, words = self._record.status.attempt, self._watchdog.hung() or "hung"
+        found = self._gang.stacks(STACKS_LIMIT_S)
+        for index, stacks in enumerate(found):
+            if stacks is not None:
+                self._directory.write_stacks(attempt, index, stacks)
+        self._attempt.blame(self._attempt.hang(found, f"{words}; stacks are in logs/{attempt}/host-*.stacks"))
 
     def _judge(self) -> Happening:
         """Find the cause, write the failure down, charge a budget."""
@@ -269,12 +305,13 @@ class Supervisor:
     def _why_stopped(self, left: Stage, why: Happening | None) -> str:
         if why is Happening.STOP_NOW:
             return "stopped at once, as somebody asked"
+        reason = "stopped on request" if self._limit is None else f"stopped: {self._limit}"
         if left is Stage.STOPPING and why is Happening.TIME_UP:
-            return f"stopped; its processes did not checkpoint within {STOP_GRACE_S:.0f} s and were killed"
+            return f"{reason}; its processes did not checkpoint within {STOP_GRACE_S:.0f} s and were killed"
         if left is Stage.STOPPING and why in (Happening.FAILURE, Happening.GONE):
             first, _ = self._attempt.finding()
-            return f"stopped on request; on the way {first.host} failed: {first.describe}"
-        return f"stopped while {_STOPPED_WHILE[left]}" if left in _STOPPED_WHILE else "stopped on request"
+            return f"{reason}; on the way {first.host} failed: {first.describe}"
+        return f"{reason}, while {_STOPPED_WHILE[left]}" if left in _STOPPED_WHILE else reason
 
     def _find_cause(self) -> tuple[HostFailure, Cause]:
         first, cause = self._attempt.finding()
@@ -309,6 +346,7 @@ _EFFECTS: Mapping[Effect, Callable[[Supervisor], Happening | None]] = {
     Effect.PLACE: Supervisor._place,
     Effect.START: Supervisor._start,
     Effect.ASK_TO_END: Supervisor._ask_to_end,
+    Effect.DUMP: Supervisor._dump,
     Effect.JUDGE: Supervisor._judge,
     Effect.REPLACE: Supervisor._replace,
     Effect.KILL: Supervisor._kill,
@@ -341,14 +379,17 @@ def main() -> None:
         logger.warning("somebody else has taken the run over; job %s does nothing", arguments.job)
         return
     record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)
-    record.enter(RunState.STARTING if status.state is RunState.QUEUED else RunState.RECOVERING, "connecting to Ray")
+    if status.state is RunState.QUEUED:
+        record.enter(RunState.STARTING, Phase.STARTING)
+    else:
+        record.enter(RunState.RECOVERING, Phase.RECOVERING)
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
     gang = Gang(directory, config.slices, slice_resource(config.slices), arguments.secrets)
     supervisor = Supervisor(
         directory,
         gang,
         record,
-        config.run.budget,
+        config.run,
         taken=functools.partial(taken_slice, config.cluster.name),
         hosts_limit=provisioning_limit(config.slices.hosts),
     )

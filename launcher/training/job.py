@@ -122,6 +122,7 @@ class TrainingJob:
         self._phase("saving")
         ready.checkpoints.save(int(ready.state.step), ready.state)
         after = self._evaluate("after", trainer.steps)
+        self._phase("saving")
         ready.checkpoints.wait()
         self._phase("exporting")
         if is_main():

@@ -113,6 +113,19 @@ def test_a_suspended_run_that_cannot_go_on_stays_and_says_why(
     assert head.posted == []
 
 
+def test_a_run_that_is_taken_up_again_keeps_its_account(cluster: Cluster, run: RunDirectory, head: Head) -> None:
+    head.answers["POST /api/jobs/"] = {"submission_id": "r-1"}
+    before = RunStatus("r", "c", RunState.STOPPED, started_at=1000.0, updated_at=1100.0, ended_at=1100.0, highest_step=9)
+    (run.path / "status.json").unlink(missing_ok=True)
+    run.write_status(dataclasses.replace(before, phases={"training": 60.0, "compiling": 40.0}, costs={"training": 3.0}))
+    app.submit(cluster, run, run.config(), b"zip")
+    status = run.status()
+    assert status is not None
+    assert (status.state, status.started_at, status.highest_step, status.costs) == (RunState.QUEUED, 1000.0, 9, {"training": 3.0})
+    assert {**status.phases, "idle": 0.0} == {"training": 60.0, "compiling": 40.0, "idle": 0.0}
+    assert sum(status.phases.values()) == pytest.approx(status.updated_at - 1000.0), "it was idle since"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.config import ClusterConfig
-from launcher.config import BudgetConfig, DataConfig, LaunchConfig, ModelConfig
+from launcher.config import BudgetConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig
 from launcher.gang.attempt import EXIT_STOPPED
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.placement import Host
@@ -53,6 +53,9 @@ class ScriptedGang:
         self._clock.now += timeout
         return True
 
+    def boots(self) -> bool:
+        return False
+
     def find_hosts(self, group: str) -> bool:
         self.hosts = [Host("s0", worker, f"10.0.0.{worker}", f"n{worker}") for worker in range(2)]
         return True
@@ -72,6 +75,10 @@ class ScriptedGang:
     def poll(self, timeout: float) -> Script:
         self._clock.now += timeout
         return [self._script.pop(0)] if self._script else []
+
+    def stacks(self, timeout: float) -> list[str | None]:
+        self.calls.append("stacks")
+        return ["process 1 is sleeping, 3 threads", "process 2 is stopped, 3 threads"]
 
     def terminate(self) -> None:
         self.calls.append("terminate")
@@ -113,26 +120,31 @@ def supervise(
     *,
     infrastructure: int = 3,
     application: int = 0,
+    max_hours: float | None = None,
+    max_usd: float | None = None,
     interrupt_after: float | None = None,
     taken: str = "",
 ) -> RunStatus:
     """`interrupt_after`: seconds until SIGTERM reaches the supervisor."""
     status = run.status()
     assert status is not None
-    record = RunRecord(run, status, clock, None)
+    began, accounted = clock.now, sum(status.phases.values())
+    record = RunRecord(run, status, clock, 3600.0)
     record.enter(RunState.STARTING, "connecting to Ray")
     budget = BudgetConfig(infrastructure=infrastructure, application=application)
+    config = RunConfig(budget=budget, max_hours=max_hours, max_usd=max_usd)
 
     def wait(seconds: float) -> None:
         clock.now += seconds
 
-    supervisor = Supervisor(run, cast(Gang, gang), record, budget, clock, taken=lambda _: taken, hosts_limit=600.0, wait=wait)
+    supervisor = Supervisor(run, cast(Gang, gang), record, config, clock, taken=lambda _: taken, hosts_limit=600.0, wait=wait)
     if interrupt_after is not None:
         clock.alarms.append((clock.now + interrupt_after, supervisor.interrupt))
     supervisor.run()
     status = run.status()
     assert status is not None
     assert gang.hosts == [], "slices are given back"
+    assert sum(status.phases.values()) - accounted == pytest.approx(clock.now - began, abs=0.01), "every second is in a phase"
     return status
 
 
@@ -231,7 +243,7 @@ def test_a_stop_that_comes_first_waits_for_no_slices(run: RunDirectory) -> None:
     run.request_stop()
     gang = ScriptedGang(clock)
     status = supervise(run, gang, clock)
-    assert (status.state, status.reason) == (RunState.STOPPED, "stopped while it waited for its slices")
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped on request, while it waited for its slices")
     assert gang.calls == ["reserve", "release"]
 
 
@@ -256,13 +268,51 @@ def test_a_stop_without_a_checkpoint_overtakes_one_with(run: RunDirectory) -> No
     assert clock.now < 1012
 
 
+def test_a_run_checkpoints_and_ends_when_its_hours_are_used_up(run: RunDirectory) -> None:
+    clock = Clock()
+    began = clock.now
+    gang = ScriptedGang(clock, [(0, step(3))])
+    status = supervise(run, gang, clock, max_hours=0.01)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped: run.max_hours=0.01 is reached")
+    assert "terminate" in gang.calls
+    assert 36 <= clock.now - began < 40
+
+
+def test_hours_of_earlier_supervisors_count_and_idle_ones_do_not(run: RunDirectory) -> None:
+    clock = Clock()
+    phases = {"training": 30.0, "idle": 1e6}
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=0.0, updated_at=clock.now, phases=phases))
+    supervise(run, ScriptedGang(clock, [(0, step(3))]), clock, max_hours=0.01)
+    assert 6 <= clock.now - 1000 < 10
+
+
+def test_a_run_checkpoints_and_ends_when_its_money_is_used_up(run: RunDirectory) -> None:
+    clock = Clock()
+    status = supervise(run, ScriptedGang(clock, [(0, step(3))]), clock, max_usd=20.0)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped: run.max_usd=20 is reached (estimate by list price)")
+    assert status.cost_usd == pytest.approx(20, abs=1), "a dollar a second"
+
+
+def test_a_limit_ends_a_wait_for_capacity(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Nothing(ScriptedGang):
+        def reserved(self, group: str, timeout: int) -> bool:
+            clock.now += timeout
+            return False
+
+    status = supervise(run, Nothing(clock), clock, max_hours=1.0)
+    assert status.reason == "stopped: run.max_hours=1 is reached, while it waited for its slices"
+    assert status.cost_usd == 0.0
+
+
 def test_a_stop_ends_a_backoff_at_once(run: RunDirectory) -> None:
     clock = Clock()
     scripts: list[Script] = [[(0, exited(-signal.SIGKILL))] for _ in range(9)]
     gang = ScriptedGang(clock, *scripts)
     clock.alarms.append((1200.0, run.request_stop))
     status = supervise(run, gang, clock, infrastructure=9)
-    assert (status.state, status.reason) == (RunState.STOPPED, "stopped while it recovered")
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped on request, while it recovered")
     assert 1200 <= clock.now < 1201, "in the middle of 128 s"
 
 
@@ -407,6 +457,29 @@ def test_processes_that_somebody_else_asked_to_end_are_started_again(run: RunDir
     stopped: Script = [(0, exited(EXIT_STOPPED)), (1, exited(EXIT_STOPPED))]
     status = supervise(run, ScriptedGang(clock, stopped, [(0, exited(0)), (1, exited(0))]), clock)
     assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(infrastructure=1))
+
+
+def test_a_gang_that_hangs_is_looked_at_and_started_again(run: RunDirectory) -> None:
+    clock = Clock()
+    training: Script = [(0, {"event": "phase", "phase": "training"}), (0, step(4)), (1, step(4))]
+    gang = ScriptedGang(clock, training, [(0, step(5)), (0, exited(0)), (1, exited(0))])
+    began = clock.now
+    status = supervise(run, gang, clock)
+    assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(infrastructure=1))
+    assert gang.calls == ["reserve", "place", "start 0", "stacks", "kill", "start 1", "release"]
+    assert status.first_failure is not None
+    assert status.first_failure.host == "s0/1"
+    assert "hung: no progress for 300 s after step 4; stacks are in logs/0/host-*.stacks" in status.first_failure.error
+    assert (run.path / "logs" / "0" / "host-1.stacks").read_text().startswith("process 2 is stopped")
+    assert 300 < clock.now - began < 310
+
+
+def test_a_slow_host_is_told_by_name(run: RunDirectory) -> None:
+    clock = Clock()
+    steps: Script = [(index, {**step(number), "stall_s": 0.6 * number * index}) for number in range(1, 9) for index in (0, 1)]
+    supervise(run, ScriptedGang(clock, [*steps, (0, exited(0)), (1, exited(0))]), clock)
+    (slow,) = [event for event in run.events() if event["event"] == "straggler"]
+    assert (slow["host"], slow["extra_s"], slow["step_s"]) == ("s0/1", pytest.approx(0.6), pytest.approx(1.0))
 
 
 def test_an_oom_kill_of_the_kernel_is_no_infrastructure(run: RunDirectory) -> None:
