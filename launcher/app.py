@@ -19,7 +19,7 @@ from cluster.ray_http import HeadRefused
 from cluster.state import logs_dir
 from launcher import jobs
 from launcher.code import pack_data
-from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, register_schema
+from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, quote_entrypoint, register_schema
 from launcher.config import LaunchConfig
 from launcher.environment import read_dotenv
 from launcher.follow import EXIT_INTERRUPTED, follow
@@ -72,7 +72,7 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     on_gs = is_object(config.run.root or "")
     reached = clusters.reach_cloud(config.cluster) if on_gs else config.cluster
     run, code = prepare_run(config, reached.storage_endpoint)
-    data = pack_data(config.data) if on_gs else None
+    data = pack_data(config.data) if on_gs and config.data is not None else None
     clusters.check_name(config.cluster.name, bare=False)
     running = clusters.running(config.cluster)
     if running is not None:
@@ -107,7 +107,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
             checkpoint=before.checkpoint,
             cost_usd=before.cost_usd,
         )
-    run.write_status(dataclasses.replace(fresh, total_steps=config.trainer.steps, phase="submitted", updated_at=time.time()))
+    run.write_status(dataclasses.replace(fresh, total_steps=config.total_steps, phase="submitted", updated_at=time.time()))
     try:
         return jobs.submit(cluster, run, attempt, config.run.secrets)
     except ClusterError as error:
@@ -172,6 +172,7 @@ def _run_hydra() -> int:
     import hydra
 
     register_schema()
+    sys.argv[1:] = quote_entrypoint(sys.argv[1:])
 
     def point(config: DictConfig) -> int:
         code = launch(load(config), Console())

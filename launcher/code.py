@@ -24,7 +24,10 @@ MAX_BYTES = 100 * 2**20
 MAX_DATA_BYTES = 2**30
 """Every host fetches it once, and holds it in memory while it unpacks it."""
 _SKIPPED_FOLDERS = frozenset(
-    {".git", ".venv", "venv", "__pycache__", "node_modules", "runs", "outputs", "multirun", "checkpoints", "wandb"}
+    {
+        *(".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules"),
+        *("runs", "outputs", "multirun", "checkpoints", "wandb"),
+    }
 )
 _SKIPPED_FILES = frozenset({".env"})
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -43,7 +46,7 @@ def pack(user_code: Path | None) -> bytes:
             for path in sorted((package_root() / package).rglob("*.py")):
                 _add(archive, f"podlaunch/{path.relative_to(package_root())}", path)
         if user_code is not None:
-            for path in _user_files(user_code):
+            for path in user_files(user_code):
                 _add(archive, f"user/{path.relative_to(user_code)}", path)
     return buffer.getvalue()
 
@@ -85,11 +88,8 @@ def unpack(archive: bytes, cache: Path) -> Path:
     return target
 
 
-def _add(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    archive.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
-
-
-def _user_files(folder: Path) -> Iterator[Path]:
+def user_files(folder: Path) -> Iterator[Path]:
+    """Those of the user's files that are sent to the hosts. Raises ConfigError when the folder is missing or too large."""
     if not folder.is_dir():
         raise ConfigError(f"run.code {folder}: no such folder")
     total = 0
@@ -101,6 +101,10 @@ def _user_files(folder: Path) -> Iterator[Path]:
                 continue
             total += path.stat().st_size
             if total > MAX_BYTES:
-                limit = MAX_BYTES // 2**20
-                raise ConfigError(f"run.code {folder} holds more than {limit} MiB; keep data and checkpoints out of the code folder")
+                advice = "keep data and checkpoints out of it, or choose another folder"
+                raise ConfigError(f"run.code {folder} holds more than {MAX_BYTES // 2**20} MiB; {advice}")
             yield path
+
+
+def _add(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    archive.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)

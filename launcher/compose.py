@@ -16,9 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
 from cluster.schema import did_you_mean
-from launcher.config import LaunchConfig, read_yaml
+from launcher.config import LaunchConfig, meaningless_for_script, read_yaml
 
 CONFIG_NAME = "config"
+ENTRYPOINT = "job.entrypoint"
+_BARE = re.compile(rf"{re.escape(ENTRYPOINT)}=(?!null$)[^'\"]")
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
@@ -28,13 +30,17 @@ def config_dir() -> Path:
 
 
 def register_schema() -> None:
-    """Give Hydra the types. Frozen dataclasses would make the composed config read-only for Hydra's own overrides, so it is thawed; what
-    the user names freely (labels, types of slices) is open, and `load` checks it.
-    """
-    schema = OmegaConf.structured(LaunchConfig)
-    _thaw(schema)
+    """Give Hydra the types; what the user names freely (labels, types of slices) is open, and `load` checks it."""
+    schema = thawed_schema()
     _open(schema)
     ConfigStore.instance().store(name="schema", node=schema)
+
+
+def thawed_schema() -> DictConfig:
+    """The types; of frozen dataclasses they would make the composed config read-only for Hydra's own overrides."""
+    schema: DictConfig = OmegaConf.structured(LaunchConfig)
+    _thaw(schema)
+    return schema
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -43,9 +49,14 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return compose(CONFIG_NAME, overrides=list(overrides))
+            return compose(CONFIG_NAME, overrides=quote_entrypoint(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
+
+
+def quote_entrypoint(overrides: Sequence[str]) -> list[str]:
+    """With the value of job.entrypoint quoted for Hydra: it may hold '=' and ',', and the shell has taken the user's own quotes."""
+    return [f"{ENTRYPOINT}={_quote(override[len(ENTRYPOINT) + 1 :])}" if _BARE.match(override) else override for override in overrides]
 
 
 def load(config: DictConfig) -> LaunchConfig:
@@ -59,6 +70,13 @@ def load(config: DictConfig) -> LaunchConfig:
     plain.pop("hydra", None)
     plain.pop("local", None)
     plain.pop("experiment", None)
+    schema = thawed_schema()
+    unset = [group for group in ("model", "data") if plain.get(group) == OmegaConf.to_container(schema[group])]
+    for group in ("model", "data"):
+        if group not in unset and plain["job"]["kind"] == "script":
+            raise meaningless_for_script(group)
+    for group in unset:
+        plain.pop(group)
     return LaunchConfig.from_dict(_without_missing({str(key): value for key, value in plain.items()}))
 
 
@@ -69,6 +87,8 @@ def compose_file(path: Path, overrides: Sequence[str]) -> LaunchConfig:
     """
     values = read_yaml(path)
     groups = [f"{key}={value}" for key, value in values.items() if isinstance(value, str)]
+    if isinstance(job := values.get("job"), Mapping) and isinstance(job.get("kind"), str):  # it decides which groups there are
+        groups.append(f"job={job['kind']}")
     settings = [f"{key}={_quote(value)}" for key, value in _flatten({k: v for k, v in values.items() if not isinstance(v, str)}, "")]
     return load(compose_config([*groups, *settings, *overrides]))
 
@@ -124,9 +144,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 def known_keys() -> list[str]:
     """Every dotted key that may be set."""
-    schema = OmegaConf.structured(LaunchConfig)
-    _thaw(schema)
-    return [*_dotted(schema, ""), "experiment"]
+    return [*_dotted(thawed_schema(), ""), "experiment"]
 
 
 def _dotted(node: Any, prefix: str) -> Iterable[str]:
@@ -162,7 +180,7 @@ def _thaw(node: DictConfig) -> None:
     for key in node:
         child = node._get_node(key)
         if isinstance(child, DictConfig):
-            if child._is_missing():  # a group without a default: its type is known, its values come from conf/
+            if child._is_missing() or child._is_none():  # without a default: its type is known, its values come from conf/
                 node[key] = OmegaConf.structured(child._metadata.ref_type)
                 child = cast(DictConfig, node._get_node(key))
             if not child._is_none() and OmegaConf.get_type(child) is not dict:

@@ -3,6 +3,7 @@
     LaunchConfig                 everything that `python launch.py` composes
     ├── run      RunConfig       name, place and life of the run
     ├── cluster  ClusterConfig   where it runs (cluster/config.py)
+    ├── job      JobConfig       what the hosts run: our training, or a script of the user's, which needs nothing of what follows
     ├── model    ModelConfig   ┐
     ├── data     DataConfig    ├ TrainingConfig: what is trained; needs no cluster
     └── trainer  TrainerConfig ┘
@@ -24,12 +25,14 @@ from cluster.config import ClusterConfig
 from cluster.durations import parse_duration
 from cluster.errors import ConfigError
 from cluster.schema import build, did_you_mean, to_plain
+from launcher.entrypoint import Entrypoint, parse_entrypoint
 from launcher.models.variants import VARIANTS, Variant
 from launcher.training.saving import parse_every
 
 RUN_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 DATA_SOURCES = ("python_stdlib", "text", "jsonl")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+JOBS = ("train", "script")
 RESUME_TOPICS = ("model", "data", "seed", "batch_size", "seq_len", "compute_dtype", "optimizer")
 """What must not change on a resume unless `run.allow` names it (launcher/curve.py)."""
 
@@ -84,7 +87,9 @@ class RunConfig:
     allow: list[str] = field(default_factory=list)
     """What a resume may find changed: any of model, data, seed, batch_size, seq_len, compute_dtype, optimizer."""
     code: str | None = None
-    """A folder of your own modules to ship with the run; importable in the training processes only."""
+    """A folder of your own modules to ship with the run; importable in the training processes only. Null: none, but for job=script the
+    folder that you start from.
+    """
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     secrets: list[str] = field(default_factory=list)
     """Names of environment variables (or .env entries) handed to the training processes. Never values."""
@@ -100,6 +105,35 @@ class RunConfig:
         for topic in self.allow:
             if topic not in RESUME_TOPICS:
                 raise ConfigError(f"run.allow: {topic!r} is nothing that a resume checks{did_you_mean(topic, RESUME_TOPICS)}")
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What every host of the run starts: the training of model, data and trainer, or the user's own program."""
+
+    kind: str = "train"
+    """train or script."""
+    entrypoint: str | None = None
+    """The command line of the user's own program, for job=script (launcher/entrypoint.py)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in JOBS:
+            raise ConfigError(f"job.kind {self.kind!r} is unknown{did_you_mean(self.kind, JOBS)}")
+        if self.kind == "train" and self.entrypoint is not None:
+            raise ConfigError(f"job.entrypoint {self.entrypoint!r} needs job=script: it is your own program")
+        if self.kind == "script" and self.entrypoint is None:
+            raise ConfigError('job.entrypoint is missing: give job.entrypoint="train.py --lr 1e-3", relative to run.code')
+        if self.kind == "script":
+            _ = self.program  # a wrong one is refused here
+
+    @property
+    def program(self) -> Entrypoint:
+        """Of job=script. Raises ConfigError for what is none."""
+        assert self.entrypoint is not None
+        try:
+            return parse_entrypoint(self.entrypoint)
+        except ValueError as error:
+            raise ConfigError(f"job.entrypoint {self.entrypoint!r}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -282,13 +316,24 @@ class LaunchConfig:
     """Everything about one launch; what config.yaml of a run directory holds."""
 
     cluster: ClusterConfig
-    model: ModelConfig
-    data: DataConfig
+    model: ModelConfig | None = None
+    """This and `data` are None for job=script, and only then."""
+    data: DataConfig | None = None
     run: RunConfig = field(default_factory=RunConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    job: JobConfig = field(default_factory=JobConfig)
 
     def __post_init__(self) -> None:
-        self.training.check_devices(self.slices.chips)
+        if self.is_script:
+            self._check_script()
+        else:
+            self.training.check_devices(self.slices.chips)
+
+    def _check_script(self) -> None:
+        _ = self.slices  # a type of slice that the cluster lacks is refused
+        means_nothing = {"model": self.model is not None, "data": self.data is not None, "trainer": self.trainer != TrainerConfig()}
+        if given := [group for group, is_given in means_nothing.items() if is_given]:
+            raise meaningless_for_script(given[0])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -300,7 +345,25 @@ class LaunchConfig:
         return cls.from_dict(read_yaml(path))
 
     def to_dict(self) -> dict[str, Any]:
-        return to_plain(self)
+        """Without what means nothing to a script."""
+        plain = to_plain(self)
+        return {name: value for name, value in plain.items() if not (self.is_script and name in ("model", "data", "trainer"))}
+
+    @property
+    def is_script(self) -> bool:
+        return self.job.kind == "script"
+
+    @property
+    def what(self) -> str:
+        """One word for what runs, for names of runs."""
+        if not self.is_script:
+            return self.training.model.variant
+        return re.sub(r"[^a-z0-9]+", "-", self.job.program.name.lower()).strip("-")[:30] or "script"
+
+    @property
+    def total_steps(self) -> int:
+        """0 for a script: it says that itself, or nothing."""
+        return 0 if self.is_script else self.trainer.steps
 
     @property
     def slices(self) -> ClusterConfig:
@@ -309,12 +372,19 @@ class LaunchConfig:
 
     @property
     def training(self) -> TrainingConfig:
+        """Of job=train. Raises ConfigError when model or data is missing."""
+        for name, group in (("model", self.model), ("data", self.data)):
+            if group is None:
+                raise ConfigError(f"missing setting {name!r}: it has no default, give it a value")
+        assert self.model is not None
+        assert self.data is not None
         return TrainingConfig(self.model, self.data, self.trainer)
 
     def with_absolute_paths(self) -> Self:
         """With local paths made absolute: the training processes have another working directory."""
-        data = dataclasses.replace(self.data, path=_absolute(self.data.path))
-        run = dataclasses.replace(self.run, root=_absolute(self.run.root), code=_absolute(self.run.code))
+        data = self.data and dataclasses.replace(self.data, path=_absolute(self.data.path))
+        code = self.run.code or ("." if self.is_script else None)
+        run = dataclasses.replace(self.run, root=_absolute(self.run.root), code=_absolute(code))
         return dataclasses.replace(self, data=data, run=run)
 
     def with_environment(self, env: Mapping[str, str]) -> Self:
@@ -329,6 +399,10 @@ class LaunchConfig:
                 "run.root is missing: set PODLAUNCH_BUCKET, or give run.root=gs://<bucket>/<folder>; every host must reach it"
             )
         return dataclasses.replace(self, run=dataclasses.replace(self.run, root=root), cluster=self.cluster.with_environment(env))
+
+
+def meaningless_for_script(group: str) -> ConfigError:
+    return ConfigError(f"job=script runs your own program, which {group} means nothing to: leave it out, or choose job=train")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

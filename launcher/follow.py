@@ -103,7 +103,8 @@ def _describe_step(row: dict[str, Any], status: RunStatus) -> str:
     total = status.total_steps or "?"
     rate = f"  {row['tokens_per_second']:,.0f} tokens/s" if row.get("tokens_per_second") else ""
     mfu = f"  MFU {row['mfu']:.1%}" if row.get("mfu") else ""
-    return f"step {row['step']}/{total}  loss {row['loss']:.4f}{rate}{mfu}"
+    loss = "" if row.get("loss") is None else f"  loss {row['loss']:.4f}"
+    return f"step {row['step']}/{total}{loss}{rate}{mfu}"
 
 
 def _panel(status: RunStatus) -> Table:
@@ -140,7 +141,8 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
     if status.first_failure and status.state is not RunState.SUCCEEDED:
         line("failure", f"host {status.first_failure.host}: {status.first_failure.error}")
     loss = "" if status.loss is None else f", loss {status.loss:.4f}"
-    line("training", f"step {status.step} of {status.total_steps}{loss}")
+    if status.step or status.total_steps:  # a script may report nothing
+        line("training", f"step {status.step} of {status.total_steps or '?'}{loss}")
     if status.held_out_before is not None and status.held_out_after is not None:
         line("held out", f"{status.held_out_before:.4f} nat a token before, {status.held_out_after:.4f} after")
     elif status.held_out_after is not None:

@@ -7,21 +7,10 @@ from launcher.runs import RunDirectory
 
 def describe(config: LaunchConfig, run: RunDirectory) -> list[tuple[str, str]]:
     """(title, text) lines of the plan."""
-    cluster, trainer, kind = config.slices, config.trainer, config.slices.accelerator
-    mesh = config.training.check_devices(cluster.chips)
-    others = ", ".join(name for name in VARIANTS if name != config.model.variant)
+    cluster, kind = config.slices, config.slices.accelerator
     return [
         ("run", f"{run.run_id}{' (resumed)' if config.run.resume else ''}"),
-        (
-            "model",
-            f"{config.model.variant}, {_count(config.model.shape.parameters)} parameters; choose another with model.variant={others}",
-        ),
-        ("data", config.data.source + (f" from {config.data.path}" if config.data.path else "")),
-        (
-            "training",
-            f"{trainer.steps} steps of {trainer.batch_size} x {trainer.seq_len} tokens, learning rate {config.training.learning_rate:g}, "
-            f"{trainer.compute_dtype}, mesh data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}",
-        ),
+        *(_describe_script(config) if config.is_script else _describe_training(config)),
         (
             "cluster",
             f"{cluster.name}: {cluster.slices} x {kind.name} ({kind.topology}), {cluster.hosts} hosts, {cluster.chips} chips, "
@@ -30,6 +19,26 @@ def describe(config: LaunchConfig, run: RunDirectory) -> list[tuple[str, str]]:
         ("price", _price(cluster.usd_per_hour)),
         ("directory", run.url),
     ]
+
+
+def _describe_training(config: LaunchConfig) -> list[tuple[str, str]]:
+    training, trainer = config.training, config.trainer
+    model, data = training.model, training.data
+    mesh = training.check_devices(config.slices.chips)
+    others = ", ".join(name for name in VARIANTS if name != model.variant)
+    return [
+        ("model", f"{model.variant}, {_count(model.shape.parameters)} parameters; choose another with model.variant={others}"),
+        ("data", data.source + (f" from {data.path}" if data.path else "")),
+        (
+            "training",
+            f"{trainer.steps} steps of {trainer.batch_size} x {trainer.seq_len} tokens, learning rate {training.learning_rate:g}, "
+            f"{trainer.compute_dtype}, mesh data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}",
+        ),
+    ]
+
+
+def _describe_script(config: LaunchConfig) -> list[tuple[str, str]]:
+    return [("script", f"{config.job.entrypoint}, once a host"), ("code", str(config.run.code))]
 
 
 def _price(usd_per_hour: float | None) -> str:

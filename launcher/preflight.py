@@ -1,12 +1,13 @@
 """Checks of a launch that look at the disk: run directory, resume, data, code. Nothing is started or changed before all have passed."""
 
+import importlib.util
 import tempfile
 import time
 from pathlib import Path
 
 from cluster.errors import ConfigError
 from cluster.storage import split_url
-from launcher.code import pack
+from launcher.code import pack, user_files
 from launcher.config import LaunchConfig
 from launcher.curve import check_same_curve, meaning_of
 from launcher.data.sources import check_source
@@ -21,7 +22,7 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
 
     Raises ConfigError, one line, for whatever stands against the launch, CloudError when the place of the run does not answer.
     """
-    run_id = config.run.name or new_run_id(config.model.variant, time.time())
+    run_id = config.run.name or new_run_id(config.what, time.time())
     assert config.run.root is not None, "filled in by with_environment"
     _check_root(config.run.root, config)
     run = RunDirectory(f"{config.run.root.rstrip('/')}/{run_id}", endpoint)
@@ -33,12 +34,19 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
         _check_existing(config, run)
     elif config.run.resume:
         raise ConfigError(f"run.resume=true: there is no run {run_id!r} in {config.run.root}")
-    check_source(config.data)
+    if config.is_script:
+        _check_program(config)
+    else:
+        check_source(config.training.data)
     return run, pack(Path(config.run.code) if config.run.code else None)
 
 
 def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus | None) -> None:
-    """Raises ConfigError when `config` cannot go on where `before` stopped."""
+    """Raises ConfigError when `config` cannot go on where `before` stopped. Of a script nobody but itself can tell."""
+    if config.is_script != before.is_script:
+        raise ConfigError(f"the run was made with job={before.job.kind}; choose another run.name for job={config.job.kind}")
+    if config.is_script:
+        return
     check_same_curve(meaning_of(before.training), meaning_of(config.training), config.run.allow, "the run")
     if status is not None and status.state is RunState.SUCCEEDED and config.trainer.steps <= status.step:
         raise ConfigError(f"the run is finished at step {status.step}; to train it further give trainer.steps above that")
@@ -85,3 +93,20 @@ def _check_existing(config: LaunchConfig, run: RunDirectory) -> None:
         state = "" if status is None else f" ({status.state} at step {status.step})"
         raise ConfigError(f"run {run.run_id!r} exists{state}; go on with it by run.resume=true, or choose another run.name")
     check_resume(config, run.config(), status)
+
+
+def _check_program(config: LaunchConfig) -> None:
+    """Raises ConfigError when the program of job.entrypoint is not among what is sent to the hosts."""
+    assert config.run.code is not None, "filled in by with_absolute_paths"
+    program, folder = config.job.program, Path(config.run.code)
+    sent, found = set(user_files(folder)), program.find(folder)
+    if found is not None and found in sent:
+        return
+    if found is not None:
+        raise ConfigError(f"job.entrypoint: {found} is in a folder that is not sent to the hosts; move it, or choose another run.code")
+    if program.file is not None:
+        raise ConfigError(f"job.entrypoint: there is no {program.file} in {folder}; give its path relative to run.code=<folder>")
+    top = str(program.module).partition(".")[0]
+    ours = any(path.relative_to(folder).parts[0] in (top, f"{top}.py") for path in sent)
+    if ours or importlib.util.find_spec(top) is None:
+        raise ConfigError(f"job.entrypoint: there is no module {program.module} to run in {folder}, and none is installed")

@@ -2,7 +2,11 @@
 
 from collections import defaultdict
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("podlaunch", deadline=None)  # a busy machine is no error; every test has its time limit
+hypothesis.settings.load_profile("podlaunch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

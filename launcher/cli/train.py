@@ -65,7 +65,8 @@ def status(
     for one in found:
         loss = "" if one.loss is None else f"{one.loss:.4f}"
         minutes = ((one.ended_at or one.updated_at) - one.started_at) / 60
-        table.add_row(one.run_id, one.state, f"{one.step}/{one.total_steps}", loss, str(one.recoveries.total), f"{minutes:.1f} min")
+        step = f"{one.step}/{one.total_steps or '?'}" if one.step or one.total_steps else ""
+        table.add_row(one.run_id, one.state, step, loss, str(one.recoveries.total), f"{minutes:.1f} min")
     CONSOLE.print(table)
     for one in found if run is not None else []:
         if one.reason:

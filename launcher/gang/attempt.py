@@ -50,6 +50,8 @@ class Attempt:
                 return self._all_ended()
             case "exit":
                 return self._fail(index, self._failure(index, event))
+            case "phase" if index == 0 and event["phase"] == "script":
+                return Happening.PROGRAM
             case "step" if index == 0:
                 first = self.step is None
                 self.step = event["step"]

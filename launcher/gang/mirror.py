@@ -75,7 +75,7 @@ class Mirror:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             config = self._run.config()
-            if (data := self._files.read(DATA)) is not None:
+            if config.data is not None and (data := self._files.read(DATA)) is not None:
                 place = code.unpack(data, self._cache / "data") / Path(config.data.path or "").name
                 config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(place)))
             (self.folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")

@@ -55,10 +55,15 @@ def process_environment(hosts: Sequence[Host], index: int, port: int, megascale_
 
     `port` is free on the first host; with several slices `megascale_port` is the coordinator's port for traffic between slices.
     """
+    coordinator, count = f"{hosts[0].ip}:{port}", str(len(hosts))
     env = {
-        "PODLAUNCH_COORDINATOR": f"{hosts[0].ip}:{port}",
-        "PODLAUNCH_NUM_PROCESSES": str(len(hosts)),
+        "PODLAUNCH_COORDINATOR": coordinator,
+        "PODLAUNCH_NUM_PROCESSES": count,
         "PODLAUNCH_PROCESS_ID": str(index),
+        # For programs that are not ours. JAX itself reads the first, and asks launcher/training/jax_cluster.py for the others.
+        "JAX_COORDINATOR_ADDRESS": coordinator,
+        "JAX_NUM_PROCESSES": count,
+        "JAX_PROCESS_ID": str(index),
     }
     slices = sorted({host.slice_name for host in hosts})
     if len(slices) > 1:

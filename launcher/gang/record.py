@@ -14,6 +14,7 @@ CHILD_PHASES: Mapping[str, str] = {
     "restoring": "restoring",
     "initializing": "initializing the model",
     "evaluating": "evaluating",
+    "script": "running the script",
     "training": "training",
     "saving": "saving",
     "exporting": "exporting",
@@ -70,7 +71,8 @@ class RunRecord:
         now = self._clock()
         self._close_phase()
         total = sum(self.status.phases.values())
-        goodput = self.status.phases.get("training", 0.0) / total if total > 0 else None
+        silent = "training" not in self.status.phases and CHILD_PHASES["script"] in self.status.phases  # a script that reports nothing
+        goodput = self.status.phases.get("training", 0.0) / total if total > 0 and not silent else None
         cost = None if self._usd_per_hour is None else round(self._cost_now(), 4)
         self._set(updated_at=now, goodput=goodput, cost_usd=cost)
         self._directory.write_status(self.status)

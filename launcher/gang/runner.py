@@ -4,7 +4,8 @@ A child is started by a thread that lives as long as the child: the kernel sends
 ends, not the process. The child ends with its runner, and the runner with its supervisor.
 
 When the host's agent announces the end of the host (cluster/vm/host_dir.py), the runner tells the supervisor and asks its child to
-checkpoint and end at the next step.
+checkpoint and end at the next step: by SIGTERM, and by a byte in a pipe, which a user's program can look for at any time
+(launcher/training/script.py). A process that was asked and ends with exit code 0 has stopped (143), unless it said that it was done.
 """
 
 import json
@@ -25,6 +26,7 @@ from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice
 from launcher import code
+from launcher.gang.attempt import EXIT_STOPPED
 from launcher.gang.evidence import first_error, sickness
 from launcher.gang.memory import OomWatch
 from launcher.gang.mirror import Place, open_place
@@ -57,6 +59,12 @@ class Child:
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
+        self._asked = False
+        self._stop: int | None = None
+        """What is written here the process can read; None when it is gone."""
+        self._stop_lock = threading.Lock()
+        self._done = False
+        """It has said that nothing is left to do."""
         threading.Thread(target=self._live, name="child", daemon=True).start()
         self._started.wait()
         if self._error is not None:
@@ -66,12 +74,21 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
+    def ask_to_end(self) -> None:
+        """At its next step, with its state saved."""
+        with self._stop_lock:
+            if self._stop is not None and not self._asked:
+                self._asked = True
+                os.write(self._stop, b".")
+        self.signal(signal.SIGTERM)
+
     def wait(self, timeout: float) -> bool:
         """Whether the process ended within `timeout` seconds, and what it left is sent or given up."""
         return self._told.wait(timeout)
 
     def _live(self) -> None:
         reading, writing = os.pipe()
+        stop_reading, self._stop = os.pipe()
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("ab") as output:
@@ -80,11 +97,18 @@ class Child:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={**self._env, "PODLAUNCH_EVENT_FD": str(writing), "PODLAUNCH_PARENT_PID": str(os.getpid())},
-                    pass_fds=(writing,),
+                    env={
+                        **self._env,
+                        "PODLAUNCH_EVENT_FD": str(writing),
+                        "PODLAUNCH_STOP_FD": str(stop_reading),
+                        "PODLAUNCH_PARENT_PID": str(os.getpid()),
+                    },
+                    pass_fds=(writing, stop_reading),
                 )
         except OSError as error:
             os.close(reading)
+            os.close(stop_reading)
+            os.close(self._stop)
             self._error = error
             return
         finally:
@@ -95,8 +119,16 @@ class Child:
         sender.start()
         with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                self._events.put(_parse(line))
+                event = _parse(line)
+                self._done = self._done or _says_done(event)
+                self._events.put(event)
         code = self._process.wait()
+        with self._stop_lock:
+            os.close(self._stop)
+            self._stop = None
+        os.close(stop_reading)
+        if code == 0 and self._asked and not self._done:
+            code = EXIT_STOPPED
         self._ended.set()
         sender.join(None if code == 0 else LAST_WORDS_S)
         said = _tail(self._log)
@@ -156,6 +188,9 @@ class Runner:
             "PYTHONSAFEPATH": "1",
             "PODLAUNCH_USER_CODE": str(unpacked / "user"),
             "PODLAUNCH_COMPILATION_CACHE": str(cache_dir() / "compilation"),
+            "PODLAUNCH_RUN_DIR": str(self._place.folder),
+            "PODLAUNCH_ATTEMPT": str(attempt),
+            "PODLAUNCH_CHECKPOINT_DIR": self._place.checkpoints,
             **_read_secrets(secrets),
             **environment,
         }
@@ -178,7 +213,7 @@ class Runner:
     def terminate(self) -> None:
         """Ask the child to checkpoint and end."""
         if self._child is not None:
-            self._child.signal(signal.SIGTERM)
+            self._child.ask_to_end()
 
     def kill(self) -> None:
         """End the child now; returns when it is gone and its chips are free."""
@@ -217,6 +252,10 @@ def _parse(line: str) -> Event:
     except json.JSONDecodeError:
         return {"event": "noise", "text": line.rstrip()}  # a user's program may write to the descriptor too
     return value if isinstance(value, dict) else {"event": "noise", "text": line.rstrip()}
+
+
+def _says_done(event: Event) -> bool:
+    return event.get("event") == "finished" or (event.get("event") == "step" and event.get("step") == event.get("total_steps"))
 
 
 def _tail(log: Path) -> str:

@@ -51,6 +51,7 @@ class Happening(Enum):
 
     RESERVED = "the slices are there"
     JOINED = "all their hosts are there"
+    PROGRAM = "the user's own program begins; it need not tell any step"
     STEP = "the attempt's first step is done"
     NOTICE = "the cloud announces the end of a host"
     FAILURE = "a process failed, or a host is lost or does not answer"
@@ -131,7 +132,7 @@ _AT_REST = {_H.STOP: _STOP, _H.STOP_NOW: _STOP}
 _ROWS: Mapping[Stage, Mapping[Happening, Step]] = {
     _S.RESERVING: {_H.RESERVED: Step(_S.JOINING), **_AT_REST},
     _S.JOINING: {_H.JOINED: Step(_S.STARTING, (_E.PLACE, _E.START)), _H.TIME_UP: _JUDGE, **_AT_REST},
-    _S.STARTING: {**_AT_WORK, _H.STEP: Step(_S.RUNNING), _H.NOTICE: _LEAVE},
+    _S.STARTING: {**_AT_WORK, _H.PROGRAM: Step(_S.RUNNING), _H.STEP: Step(_S.RUNNING), _H.NOTICE: _LEAVE},
     _S.RUNNING: {**_AT_WORK, _H.NOTICE: _LEAVE},
     # They were asked already: a second request finds them saving.
     _S.LEAVING: {**_AT_WORK, _H.STOP: Step(_S.STOPPING), _H.TIME_UP: _JUDGE},

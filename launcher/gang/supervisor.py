@@ -149,7 +149,10 @@ class Supervisor:
             self._record.event("notice", host=self._attempt.hosts[index], kind=event["kind"], deadline=event["deadline"])
         elif index == 0 and event["event"] not in ("error", "exit", "lost"):
             self._record.apply(event)
-        if (happening := self._attempt.take(index, event)) is not None:
+        happening = self._attempt.take(index, event)
+        if happening is Happening.STEP:
+            self._record.event("first_step", step=self._attempt.step, attempt=self._record.status.attempt)
+        if happening is not None:
             self._happen(happening)
 
     def _stop_asked(self) -> Happening | None:
@@ -237,8 +240,6 @@ class Supervisor:
         status = self._record.status
         fields: dict[str, Any] = {}
         state = SHOWN.get(self._stage, status.state)
-        if state is RunState.RUNNING and status.state is not state:
-            self._record.event("first_step", step=self._attempt.step, attempt=status.attempt)
         if state is RunState.RECOVERING and self._first is not None:
             counts = {**vars(status.recoveries), self._cause.value: getattr(status.recoveries, self._cause.value) + 1}
             failure = failure_of(self._first.host, self._first.describe)

@@ -8,8 +8,14 @@
     PODLAUNCH_USER_CODE             folder of the user's own modules, last on the path: they can shadow nothing of ours
     PODLAUNCH_PEAK_FLOPS            peak FLOP/s of all chips of the run together; MFU is reported when it is set, on TPUs only
 
+It trains what model, data and trainer of the run's config say, or runs the program of job=script, which the runner tells besides:
+
+    PODLAUNCH_RUN_DIR, PODLAUNCH_ATTEMPT, PODLAUNCH_CHECKPOINT_DIR
+    PODLAUNCH_STOP_FD               readable once the process was asked to end (launcher/training/script.py)
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID
+
 Exit codes: 0 done; 1 failed, with an "error" event and a traceback on stderr; 2 a wrong command line; 143 stopped by SIGTERM with the
-state saved.
+state saved. A program that fails with a code of its own keeps it.
 """
 
 import argparse
@@ -25,6 +31,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from launcher.entrypoint import Entrypoint
+from launcher.training.program import ProgramFailed, program_of, run_program
 from launcher.training.reporter import Reporter, reporter_from_environment
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 128 + signal.SIGTERM
@@ -56,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--checkpoints", help="where they are, a local path or gs://; by default in RUN_DIR")
     args = parser.parse_args(argv)
     reporter = reporter_from_environment()
+    if program := program_of(args.run_dir):
+        run_users(program, args.run_dir, reporter)
     signal.signal(signal.SIGTERM, _stop_at_once)  # until training has a state worth saving
     code, opened = EXIT_FAILED, contextlib.ExitStack()
     try:
@@ -68,6 +78,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def run_users(program: Entrypoint, run_dir: Path, reporter: Reporter) -> NoReturn:
+    """Ends as the program does; when that failed at once, without JAX's exit handlers, which wait for peers that may be dead."""
+    work = run_dir / "work" / f"host-{Gang.from_environment().process}"
+    try:
+        run_program(program, Path(os.environ["PODLAUNCH_USER_CODE"]), work, reporter)
+    except ProgramFailed as failed:
+        reporter.emit("error", error=str(failed))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(failed.code)
+    sys.exit(EXIT_DONE)
 
 
 def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.ExitStack, checkpoints: str | None) -> int:

@@ -1,6 +1,5 @@
 """The record of a run: metrics.jsonl and TensorBoard files, written by process 0."""
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from tensorboardX import SummaryWriter
+
+from launcher.training.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,16 @@ class StepRecord:
 
 
 class MetricsWriter:
-    """Appends to <output>/metrics.jsonl, one flushed line a record, and to <output>/tensorboard."""
+    """Appends to <output>/metrics.jsonl, one line a record, and to <output>/tensorboard."""
 
     def __init__(self, output: Path, attempt: int) -> None:
-        output.mkdir(parents=True, exist_ok=True)
-        path = output / "metrics.jsonl"
-        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
         self._attempt = attempt
-        self._file = path.open("a", encoding="utf-8")
-        if torn:  # the last attempt was killed inside a line: keep it from swallowing ours
-            self._file.write("\n")
+        self._rows = Rows(output / "metrics.jsonl")
         self._board = SummaryWriter(str(output / "tensorboard"))
 
     def step(self, record: StepRecord) -> None:
         values = asdict(record)
-        line = {"step": values.pop("step"), "attempt": self._attempt, "time": time.time(), **values}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        self._rows.write({"step": values.pop("step"), "attempt": self._attempt, "time": time.time(), **values})
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(f"train/{name}", value, record.step)
@@ -56,7 +50,7 @@ class MetricsWriter:
         self._board.flush()
 
     def close(self) -> None:
-        self._file.close()
+        self._rows.close()
         self._board.close()
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """Composition: conf/ and overrides into a LaunchConfig; every mistake in one line."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import launcher.compose
 from cluster.config import SliceType
 from cluster.errors import ConfigError
 from launcher.compose import compose_cluster, compose_config, compose_file, config_dir, load
+from launcher.config import LaunchConfig
 
 
 def test_the_defaults_are_an_emulated_v4_16_with_the_nano_model() -> None:
     config = load(compose_config(["model=gemma"]))
     assert (config.cluster.name, config.cluster.hosts, config.cluster.chips) == ("local", 2, 8)
-    assert config.model.variant == "gemma3-nano"
-    assert config.data.source == "python_stdlib"
+    assert config.training.model.variant == "gemma3-nano"
+    assert config.training.data.source == "python_stdlib"
     assert config.trainer.lr is None
     assert config.cluster.usd_per_hour == 0.0
 
@@ -34,7 +36,7 @@ def options(group: str) -> list[str]:
 def test_every_cluster_profile_composes(profile: str) -> None:
     config = load(compose_config([f"cluster={profile}"]))
     assert config.cluster.name == profile
-    assert config.model.variant == ("gemma3-nano" if profile == "local" else "gemma3-1b")
+    assert config.training.model.variant == ("gemma3-nano" if profile == "local" else "gemma3-1b")
 
 
 @pytest.mark.parametrize(("override", "expected"), [("10m", "10m"), ("auto", "auto"), ("20", 20)])
@@ -54,7 +56,7 @@ def test_every_experiment_composes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["text", "jsonl"])
 def test_data_of_the_users_own_needs_a_path(name: str) -> None:
-    assert load(compose_config([f"data={name}", "data.path=/x"])).data.path == "/x"
+    assert load(compose_config([f"data={name}", "data.path=/x"])).training.data.path == "/x"
     with pytest.raises(ConfigError, match=r"data.path is missing"):
         load(compose_config([f"data={name}"]))
 
@@ -96,7 +98,7 @@ def test_a_file_composes_over_the_defaults_and_overrides_over_the_file(tmp_path:
     path.write_text(yaml.safe_dump(values))
     config = compose_file(path, ["trainer.steps=9"])
     assert (config.trainer.steps, config.trainer.lr, config.trainer.mesh.fsdp) == (9, 1e-4, 2)
-    assert config.data.path == "it's, a=b"
+    assert config.training.data.path == "it's, a=b"
     assert config.run.secrets == ["A", "B"]
 
 
@@ -117,6 +119,63 @@ def test_options_of_the_users_own_conf_are_found_behind_ours(tmp_path: Path, mon
     (tmp_path / "conf" / "trainer" / "mine.yaml").write_text("defaults:\n  - default\nsteps: 3\n")
     monkeypatch.chdir(tmp_path)
     assert load(compose_config(["trainer=mine"])).trainer.steps == 3
+
+
+def script_config(*overrides: str) -> LaunchConfig:
+    return load(compose_config(["job=script", *overrides]))
+
+
+@pytest.mark.parametrize(
+    "entrypoint",
+    [
+        "train.py",
+        "train.py --x 1",
+        "train.py --lr=1e-3 --dims 1,2 --name 'two words'",
+        '-m project.train --x "a b" {c: d}',
+        "train.py [1] %(y)s #z",
+    ],
+)
+def test_a_script_is_given_as_in_a_shell(entrypoint: str) -> None:
+    config = script_config(f"job.entrypoint={entrypoint}")
+    assert config.job.entrypoint == entrypoint
+    assert not {"model", "data", "trainer"} & set(config.to_dict())
+
+
+@pytest.mark.parametrize("quoted", ['"train.py --x=1"', "'train.py --x=1'"])
+def test_hydras_own_quotes_are_understood_too(quoted: str) -> None:
+    assert script_config(f"job.entrypoint={quoted}").job.entrypoint == "train.py --x=1"
+
+
+def test_what_a_scripts_run_directory_holds_composes_to_the_same_config(tmp_path: Path) -> None:
+    config = script_config("job.entrypoint=train.py --x='1 2'", "run.name=x")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    assert compose_file(path, []) == config
+    path.write_text("job: script\nrun: {name: x}\n")
+    assert compose_file(path, ["job.entrypoint=train.py --x='1 2'"]) == config
+
+
+@pytest.mark.parametrize("setting", ["model=gemma", "model.variant=gemma3-1b", "data=text", "data.path=x", "trainer=debug", "trainer.lr=1"])
+def test_what_means_nothing_to_a_script_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"your own program, which {re.split('[.=]', setting)[0]} means nothing to: leave it out"):
+        script_config("job.entrypoint=train.py", setting)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["job=script"], "job.entrypoint is missing"),
+        (["job=script", "job.entrypoint=run.sh"], "run.sh is no Python program"),
+        (["job.entrypoint=train.py"], "job.entrypoint 'train.py' needs job=script"),
+        (["job=scrpt"], "job=scrpt: there is no such option; did you mean 'script'?"),
+        (["job.kind=scrpt"], "job.kind 'scrpt' is unknown; did you mean 'script'?"),
+    ],
+)
+def test_a_wrong_job_is_refused_in_one_line(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(compose_config(overrides))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_types_of_slices_and_labels_can_be_given_in_a_profile_a_file_and_on_the_command_line(

@@ -43,7 +43,16 @@ def test_a_slice_is_complete_with_each_worker_once(present: list[tuple[str, int]
 
 def test_one_slice_gets_no_megascale_variables() -> None:
     env = process_environment(hosts(("s0", 0), ("s0", 1)), 1, 1234, 5678)
-    assert env == {"PODLAUNCH_COORDINATOR": "10.0.0.0:1234", "PODLAUNCH_NUM_PROCESSES": "2", "PODLAUNCH_PROCESS_ID": "1"}
+    assert {name: value for name, value in env.items() if name.startswith("PODLAUNCH_")} == {
+        "PODLAUNCH_COORDINATOR": "10.0.0.0:1234",
+        "PODLAUNCH_NUM_PROCESSES": "2",
+        "PODLAUNCH_PROCESS_ID": "1",
+    }
+    assert {name: value for name, value in env.items() if not name.startswith("PODLAUNCH_")} == {
+        "JAX_COORDINATOR_ADDRESS": "10.0.0.0:1234",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "1",
+    }
 
 
 def test_each_process_of_two_slices_knows_its_slice() -> None:
@@ -128,3 +137,21 @@ def test_a_status_of_a_later_version_is_still_read(run: RunDirectory) -> None:
     status = run.status()
     assert status is not None
     assert status.state is RunState.QUEUED
+
+
+def test_of_a_script_that_tells_no_step_nobody_knows_the_goodput(run: RunDirectory) -> None:
+    clock = Clock()
+    record = record_of(run, clock)
+    record.enter(RunState.STARTING, "starting processes")
+    record.apply({"event": "phase", "phase": "script"})
+    clock.now += 10.0
+    record.write()
+    assert record.status.phase == "running the script"
+    assert record.status.goodput is None
+    record.apply({"event": "phase", "phase": "training"})
+    record.apply({"event": "step", "step": 7, "total_steps": 0, "loss": None, "tokens_per_second": None, "mfu": None})
+    clock.now += 10.0
+    record.write()
+    status = run.status()
+    assert status is not None
+    assert status.goodput == 0.5

@@ -70,20 +70,20 @@ def test_the_users_data_travels_with_the_run(run: RunDirectory, tmp_path: Path, 
         (path / "deep").mkdir(parents=True)
         (path / "deep" / "a.txt").write_text("some text\n")
     config = load(compose_config(["data=text", f"data.path={path}"]))
-    archive = code.pack_data(config.data)
+    archive = code.pack_data(config.training.data)
     assert archive is not None
     run.create(config)
     run.write_data(archive)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     mirror = mirror_of(run, 1, tmp_path)
     mirror.fetch(0)
-    there = LaunchConfig.from_yaml(mirror.folder / "config.yaml").data.path
+    there = LaunchConfig.from_yaml(mirror.folder / "config.yaml").training.data.path
     assert there is not None
     assert (Path(there) if kind == "file" else Path(there) / "deep" / "a.txt").read_text() == "some text\n"
 
 
 def test_what_every_host_has_is_not_sent_along_and_what_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load(compose_config([])).data
+    config = load(compose_config([])).training.data
     assert code.pack_data(config) is None
     (tmp_path / "big").write_text("x" * 3000)
     monkeypatch.setattr(code, "MAX_DATA_BYTES", 2048)

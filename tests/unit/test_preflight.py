@@ -1,6 +1,8 @@
 """What is refused before anything is started or changed."""
 
 import dataclasses
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,7 @@ def test_a_place_that_cannot_be_used_is_refused(tmp_path: Path, run: dict[str, A
 def test_relative_paths_are_made_absolute_before_the_run_leaves_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = config_for(Path("runs"), data={"source": "text", "path": "book.txt"})
-    assert (config.data.path, config.run.root) == (str(tmp_path / "book.txt"), str(tmp_path / "runs"))
+    assert (config.training.data.path, config.run.root) == (str(tmp_path / "book.txt"), str(tmp_path / "runs"))
 
 
 def test_the_place_of_runs_follows_from_the_cluster(tmp_path: Path) -> None:
@@ -117,3 +119,66 @@ def test_the_plan_names_model_alternatives_place_and_price(tmp_path: Path) -> No
     assert "2 hosts, 8 chips" in plan["cluster"]
     assert plan["price"] == "$25.76 an hour"
     assert plan["directory"] == str(run.path)
+
+
+def script_config(root: Path, code: Path, entrypoint: str, **run: Any) -> LaunchConfig:
+    values = {
+        "cluster": {"name": "c", "cloud": "emulated", "accelerator_type": "v4-16"},
+        "job": {"kind": "script", "entrypoint": entrypoint},
+        "run": {"root": str(root), "code": str(code), **run},
+    }
+    return LaunchConfig.from_dict(values).with_absolute_paths()
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    folder = tmp_path / "code"
+    for name in ("My_Train.v2.py", "project/train.py", "outputs/old.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_a_script_names_its_run_and_is_sent(tmp_path: Path, code: Path) -> None:
+    config = script_config(tmp_path / "runs", code, "My_Train.v2.py --x 1")
+    run, sent = prepare_run(config)
+    assert run.run_id.startswith("my-train-v2-")
+    assert zipfile.ZipFile(io.BytesIO(sent)).namelist()[-2:] == ["user/My_Train.v2.py", "user/project/train.py"]
+    plan = dict(describe(config, run))
+    assert plan["script"] == "My_Train.v2.py --x 1, once a host"
+    assert plan["code"] == str(code)
+    assert "model" not in plan
+
+
+@pytest.mark.parametrize("entrypoint", ["project/train.py", "-m project.train", "-m json.tool"])
+def test_a_program_of_the_code_or_an_installed_one_is_accepted(tmp_path: Path, code: Path, entrypoint: str) -> None:
+    prepare_run(script_config(tmp_path / "runs", code, entrypoint))
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "expected"),
+    [
+        ("train.py", "there is no train.py in"),
+        ("outputs/old.py", "in a folder that is not sent to the hosts"),
+        ("-m project.missing", "there is no module project.missing to run in"),
+        ("-m nowhere_at_all.train", "and none is installed"),
+    ],
+)
+def test_a_program_that_the_hosts_would_not_have_is_refused(tmp_path: Path, code: Path, entrypoint: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        prepare_run(script_config(tmp_path / "runs", code, entrypoint))
+
+
+def test_without_a_folder_of_code_that_of_the_command_is_sent(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(code)
+    config = script_config(code / "runs", code, "project/train.py")
+    assert dataclasses.replace(config, run=dataclasses.replace(config.run, code=None)).with_absolute_paths().run.code == str(code)
+
+
+def test_a_script_is_resumed_with_whatever_arguments_but_not_as_another_job(tmp_path: Path, code: Path) -> None:
+    run = RunDirectory(tmp_path / "old")
+    run.create(script_config(tmp_path, code, "project/train.py --steps 5"))
+    run.write_status(RunStatus("old", "c", RunState.SUCCEEDED, step=5, total_steps=5))
+    prepare_run(script_config(tmp_path, code, "project/train.py --steps 9", name="old", resume=True))
+    with pytest.raises(ConfigError, match=r"made with job=script; choose another run\.name for job=train"):
+        prepare_run(config_for(tmp_path, run={"name": "old", "resume": True}))

@@ -471,3 +471,17 @@ def test_a_slice_whose_hosts_do_not_all_join_is_replaced(run: RunDirectory) -> N
     gang = Half(clock, [(0, exited(0)), (1, exited(0))])
     assert supervise(run, gang, clock).recoveries == Recoveries(infrastructure=1)
     assert gang.calls[:3] == ["reserve", "replace s0", "release"]
+
+
+def test_a_program_that_tells_no_step_runs_all_the_same(run: RunDirectory) -> None:
+    clock = Clock()
+    began: Event = {"event": "phase", "phase": "script"}
+    supervise(
+        run,
+        ScriptedGang(clock, [(0, began), (0, exited(-signal.SIGKILL))], [(0, began), (0, step(5)), (0, exited(0)), (1, exited(0))]),
+        clock,
+    )
+    events = list(run.events())
+    states: list[Any] = [event["state"] for event in events if event["event"] == "state"]
+    assert states == ["STARTING", "RUNNING", "RECOVERING", "RUNNING", "SUCCEEDED"]
+    assert [(event["attempt"], event["step"]) for event in events if event["event"] == "first_step"] == [(1, 5)]

@@ -1,0 +1,145 @@
+"""The user's own training script, as a user runs it: real Ray, two hosts of the emulated cloud, real multi-process JAX."""
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launcher.runs import RunState
+from tests.integration.conftest import ROOT, Home, eventually, launch_command
+
+pytestmark = pytest.mark.timeout(400)
+EXAMPLES = f"run.code={ROOT / 'examples'}"
+TRAIN = ("job=script", EXAMPLES, "job.entrypoint=train_nnx.py --steps=100 --log-every=1")
+
+
+def last_line(home: Home, run: str, host: int, attempt: int = 0) -> str:
+    return (home.run(run).path / "logs" / str(attempt) / f"host-{host}.log").read_text().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Home) -> str:
+    result = home.launch(*TRAIN, "run.name=nnx")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_a_script_that_knows_nothing_of_us_runs_on_all_hosts(home: Home) -> None:
+    result = home.launch("job=script", EXAMPLES, "run.name=plain", "job.entrypoint=plain_jax.py --name='two words'")
+    assert result.returncode == 0, result.stdout + result.stderr
+    said = [last_line(home, "plain", host) for host in (0, 1)]
+    assert said == [f"hello two words: process {host} of 2, sum over all devices 8" for host in (0, 1)]
+    status = home.status("plain")
+    assert (status.state, status.step, status.total_steps, status.loss, status.goodput) == (RunState.SUCCEEDED, 0, 0, None, None)
+    assert "training" not in result.stdout, "it has reported nothing"
+    table = home.tpu("train", "status")
+    assert "plain" in table.stdout
+
+
+def test_a_script_tells_its_steps_and_metrics(home: Home, undisturbed: str) -> None:
+    status = home.status("nnx")
+    assert (status.state, status.step, status.total_steps, status.recoveries.total) == (RunState.SUCCEEDED, 100, 100, 0)
+    rows = list(home.run("nnx").metrics())
+    assert [row["step"] for row in rows] == list(range(1, 101))
+    assert rows[-1]["loss"] == status.loss
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    assert status.goodput is not None
+    assert 0 < status.goodput < 1
+    assert [event["step"] for event in home.run("nnx").events() if event["event"] == "first_step"] == [1]
+    assert f"step 100/100  loss {status.loss:.4f}" in undisturbed
+    assert last_line(home, "nnx", 0) == last_line(home, "nnx", 1)
+
+
+def test_a_killed_script_comes_to_the_same_end(home: Home, undisturbed: str) -> None:
+    process = home.start(*launch_command(*TRAIN, "run.name=nnx-killed"))
+    run = home.run("nnx-killed")
+    eventually(lambda: (run.path / "checkpoints" / "20").exists() and home.status("nnx-killed").step >= 25, "steps behind a checkpoint")
+    (victim,) = processes_of(home, "nnx-killed", process_id="1")
+    victim.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    status = home.status("nnx-killed")
+    assert (status.attempt, status.recoveries.infrastructure, status.recoveries.total) == (1, 1, 1)
+    again = [row for row in run.metrics() if row["attempt"] == 1]
+    assert again[0]["step"] > 1, "it goes on from a checkpoint"
+    expected = {row["step"]: row["loss"] for row in home.run("nnx").metrics()}
+    found = {row["step"]: row["loss"] for row in run.metrics()}  # of a step that was done twice the second
+    assert found == expected
+    assert all(row["loss"] == expected[row["step"]] for row in run.metrics())
+    assert last_line(home, "nnx-killed", 0, attempt=1) == last_line(home, "nnx", 0), "the parameters too, bit by bit"
+
+
+def processes_of(home: Home, run: str, process_id: str) -> list[psutil.Process]:
+    found = []
+    for process in home.processes():
+        try:
+            if process.environ().get("JAX_PROCESS_ID") == process_id and str(home.run(run).path) in process.cmdline():
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_a_script_that_is_stopped_saves_the_same_step_on_all_hosts_and_goes_on_from_it(home: Home, undisturbed: str) -> None:
+    run = home.run("nnx-stopped")
+    settings = (*TRAIN, "run.name=nnx-stopped")
+    process = home.start(*launch_command(*settings))
+    eventually(lambda: (status := run.status()) is not None and status.step >= 5, "step 5")
+    assert home.tpu("train", "stop", "nnx-stopped").returncode == 0
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 100, output
+    assert home.status("nnx-stopped").state is RunState.STOPPED
+    assert home.status("nnx-stopped").reason == "stopped on request"
+    said = last_line(home, "nnx-stopped", 0)
+    assert said == last_line(home, "nnx-stopped", 1)
+    assert said.startswith("told to end: saved step ")
+    step = int(said.rpartition(" ")[2])
+    assert step < 100
+    resumed = home.launch(*settings, "run.resume=true")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert [row["step"] for row in run.metrics()] == list(range(1, 101)), "nothing twice, nothing left out"
+    assert last_line(home, "nnx-stopped", 0, attempt=1) == last_line(home, "nnx", 0)
+
+
+RAISES = """
+import jax
+from launcher.training import script
+jax.distributed.initialize()
+script.report(1, 10)
+if jax.process_index() == 1:
+    raise ValueError("no such file on this host: vocabulary")
+from jax.experimental import multihost_utils
+multihost_utils.sync_global_devices("the others wait here, until they are killed")
+"""
+
+
+def test_a_script_that_raises_on_one_host_fails_the_run_and_names_the_host(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "raises.py").write_text(RAISES)
+    result = home.launch("job=script", f"run.code={tmp_path}", "run.name=raises", "job.entrypoint=raises.py")
+    assert result.returncode == 100, result.stdout + result.stderr
+    status = home.status("raises")
+    assert (status.state, status.reason, status.attempt) == (RunState.FAILED, "application error", 0)
+    assert status.first_failure is not None
+    assert status.first_failure.host.endswith("/1")
+    assert status.first_failure.error == "ValueError: no such file on this host: vocabulary"
+    assert f"host {status.first_failure.host}: ValueError: no such file" in result.stdout
+    log = (home.run("raises").path / "logs" / "0" / "host-1.log").read_text()
+    assert "raises.py" in log
+    assert "runpy" not in log
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["job.entrypoint=nowhere.py"], "there is no nowhere.py in"),
+        (["job.entrypoint=train_nnx.py 'x"], "No closing quotation"),
+        (["job.entrypoint=train_nnx.py", "model=gemma"], "model means nothing to"),
+    ],
+)
+def test_a_wrong_program_is_refused_in_one_line(home: Home, overrides: list[str], expected: str) -> None:
+    result = home.launch("job=script", EXAMPLES, "run.name=refused", *overrides, limit=60)
+    assert result.returncode == 2, result.stdout
+    (line,) = result.stderr.splitlines()
+    assert expected in line
+    assert not home.run("refused").exists()
