@@ -86,8 +86,10 @@ class Fleet(Cluster):
     def fault(self, **rule: Any) -> Iterator[int]:
         """A rule of the emulated cloud; its number."""
         number = self.admin("POST", "/faults", **rule)["id"]
-        yield number
-        self.admin("DELETE", f"/faults/{number}")
+        try:
+            yield number
+        finally:
+            self.admin("DELETE", f"/faults/{number}")
 
     def wait_struck(self, number: int) -> None:
         eventually(lambda: self.admin("GET", "/faults")[str(number)]["count"] == 0, f"fault {number} has struck as often as it says")
