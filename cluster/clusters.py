@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from cluster.autoscaler import host_settings, node_type
 from cluster.config import ClusterConfig
 from cluster.durations import parse_duration
 from cluster.errors import ClusterError, ConfigError
+from cluster.head_here import HereHead
 from cluster.heads import Head, Progress
 from cluster.ray_http import RayHttp
 from cluster.services import Connect, Where, connect
 from cluster.state import cluster_dir, clusters_dir, read_json, write_atomic
-from cluster.token import delete_secrets, fetch_token, make_token, share_token, token_place
+from cluster.token import delete_secrets, fetch_token, make_token, secret_name, share_token, token_place
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.slices import OWNER_LABEL
 from cluster.tunnel import TunnelError
@@ -207,9 +208,13 @@ def up(
     config: ClusterConfig,
     progress: Progress,
     *,
+    companion: Sequence[str] = (),
     outside: Outside | None = None,
 ) -> Cluster:
-    """The cluster of `config`, brought up when it is not. Two callers at once get the same one.
+    """The cluster of `config`, brought up when it is not. Two callers at once get the same one. A head of this machine that died is started
+    again where it was, with its slices; in place of a head VM that is gone all is made anew, but for what runs were given.
+
+    `companion`: what a head that is started now keeps alive beside Ray (cluster/vm/companion.py), arguments of Python.
 
     Raises ClusterError when it cannot be brought up, or is up and cannot serve `config`.
     """
@@ -236,10 +241,14 @@ def up(
             _wait_until_ready(known, outside)
             _attach(known, progress)
             return known
+        if known is not None and isinstance(known.head, HereHead):
+            check_fits(known, config)
+            progress(f"the head of cluster {config.name!r} is gone: starting it again for the slices that are there")
+            return _start_again(known, known.head, companion, progress, outside)
         if known is not None:
             progress(f"the head of cluster {config.name!r} is gone: cleaning up after it")
-            _remove(known, progress)
-        cluster = _start(config, progress, outside)
+            _remove(known, progress, for_good=False)
+        cluster = _start(config, companion, progress, outside)
         _attach(cluster, progress)
         return cluster
 
@@ -290,12 +299,23 @@ def _with_cloud(config: ClusterConfig, bundle: str, progress: Progress) -> Clust
     return local.with_local_endpoints(config, bundle)
 
 
-def _start(config: ClusterConfig, progress: Progress, outside: Outside) -> Cluster:
+def _start_again(known: Cluster, head: HereHead, companion: Sequence[str], progress: Progress, outside: Outside) -> Cluster:
+    """A head of this machine whose agent died. What it left running is taken over; hosts find Ray where it was."""
+    config = _with_cloud(known.config, known.bundle.hash, progress)
+    cluster = dataclasses.replace(known, config=config, head=head.again(config, companion))
+    _remember(cluster)
+    cluster.head.start(progress)
+    _wait_until_ready(cluster, outside)
+    _attach(cluster, progress)
+    return cluster
+
+
+def _start(config: ClusterConfig, companion: Sequence[str], progress: Progress, outside: Outside) -> Cluster:
     bundle = outside.make_bundle(config, progress)
     connect = outside.connect
     if config.existing:
         existing.check(TPUProvider.connect(config))  # before anything is started
-    cluster = Cluster(config, _plan_head(config, bundle, connect), bundle, time.time(), None, connect)
+    cluster = Cluster(config, _plan_head(config, bundle, connect, companion), bundle, time.time(), None, connect)
     # Recorded before anything is created: whatever happens next, the next start or stop finds it.
     _remember(cluster)
     make_token(cluster.token_file)
@@ -326,15 +346,13 @@ def _attach(cluster: Cluster, progress: Progress) -> None:
     existing.attach(cluster.provider(), settings, startup_script(cluster.bundle.hash, cluster.bundle.location), joined)
 
 
-def _plan_head(config: ClusterConfig, bundle: Bundle, connect: Connect) -> Head:
+def _plan_head(config: ClusterConfig, bundle: Bundle, connect: Connect, companion: Sequence[str]) -> Head:
     folder = cluster_dir(config.name)
     if config.effective_head == "vm":
         from cluster.head import VmHead
 
-        return VmHead.plan(config, bundle, folder, connect)
-    from cluster.head_here import HereHead
-
-    return HereHead.plan(config, bundle, folder)
+        return VmHead.plan(config, bundle, folder, connect, companion)
+    return HereHead.plan(config, bundle, folder, companion)
 
 
 def _head_from(config: ClusterConfig, bundle: Bundle, values: dict[str, Any], connect: Connect) -> Head:
@@ -343,8 +361,6 @@ def _head_from(config: ClusterConfig, bundle: Bundle, values: dict[str, Any], co
         from cluster.head import VmHead
 
         return VmHead(config, bundle, folder, values["zone"], connect)
-    from cluster.head_here import HereHead
-
     return HereHead.from_dict(config, bundle, folder, values)
 
 
@@ -379,8 +395,10 @@ def _revive_cloud(cluster: Cluster) -> None:
         local.with_local_endpoints(cluster.config, cluster.bundle.hash)
 
 
-def _remove(cluster: Cluster, progress: Progress) -> None:
-    """Everything but the record. Raises ClusterError when something is left; the record leads the next try there."""
+def _remove(cluster: Cluster, progress: Progress, *, for_good: bool = True) -> None:
+    """Everything but the record, and not `for_good` but what runs were given, which go on on the next head. Raises ClusterError when
+    something is left; the record leads the next try there.
+    """
     _revive_cloud(cluster)
     if cluster.config.existing:
         existing.detach(cluster.provider(), progress)
@@ -392,6 +410,9 @@ def _remove(cluster: Cluster, progress: Progress) -> None:
         return
     progress("deleting the secrets")
     services = cluster.connect(cluster.config)
+    if not for_good:
+        services.secrets.delete(secret_name(cluster.name))
+        return
     delete_secrets(services.secrets, cluster.name)
     left = services.secrets.list({OWNER_LABEL: cluster.name})
     if cluster.head.kind == "vm":

@@ -7,7 +7,7 @@ but secrets, which it gets from Secret Manager with the rights of the VM's servi
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,10 +44,10 @@ DELETE_LIMIT_S = 300.0
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
-def head_spec(config: ClusterConfig, bundle: Bundle, folder: Path, owner: str) -> dict[str, Any]:
+def head_spec(config: ClusterConfig, bundle: Bundle, folder: Path, owner: str, companion: Sequence[str] = ()) -> dict[str, Any]:
     """What Compute Engine is asked for, as its REST API has it."""
     zone = config.effective_head_zone
-    settings = VmHeadSettings(config, bundle, owner, token_place(config, folder))
+    settings = VmHeadSettings(config, bundle, owner, token_place(config, folder), list(companion))
     metadata = {
         "startup-script": startup_script(bundle.hash, bundle.location, agent="cluster.vm.head_agent"),
         HEAD_ATTRIBUTE: settings.to_json(),
@@ -67,7 +67,7 @@ def head_spec(config: ClusterConfig, bundle: Bundle, folder: Path, owner: str) -
     }
 
 
-def head_requests(config: ClusterConfig, bundle: Bundle, folder: Path, owner: str) -> list[dict[str, Any]]:
+def head_requests(config: ClusterConfig, bundle: Bundle, folder: Path, owner: str, companion: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The requests that make the head and share its token, as REST would carry them, the token redacted. Sends nothing."""
     project, name = config.effective_project, secret_name(config.name)
     secret = {"replication": {"automatic": {}}, "labels": role_labels(config, owner, SECRET_ROLE)}
@@ -76,7 +76,7 @@ def head_requests(config: ClusterConfig, bundle: Bundle, folder: Path, owner: st
         {"method": "POST", "path": f"/v1/projects/{project}/secrets/{name}:addVersion", "body": {"payload": {"data": REDACTED}}},
     ]
     instances = f"/compute/v1/projects/{project}/zones/{config.effective_head_zone}/instances"
-    spec = redacted(head_spec(config, bundle, folder, owner))
+    spec = redacted(head_spec(config, bundle, folder, owner, companion))
     vm = [{"method": "POST", "path": instances, "body": spec}] if config.effective_head == "vm" else []
     return vm if config.shares_files else [*token, *vm]
 
@@ -120,6 +120,8 @@ class VmHead:
     """The cluster's folder on this machine."""
     zone: str
     connect: Connect = field(default=connect, compare=False, repr=False)
+    companion: tuple[str, ...] = field(default=(), compare=False)
+    """What runs beside Ray on a head that is to be made; one that is found again has it already."""
     clock: Callable[[], float] = field(default=time.monotonic, compare=False, repr=False)
     sleep: Callable[[float], None] = field(default=time.sleep, compare=False, repr=False)
     kind = "vm"
@@ -127,8 +129,10 @@ class VmHead:
     """A VM boots in half a minute and then installs what a head needs, a few hundred MB."""
 
     @classmethod
-    def plan(cls, config: ClusterConfig, bundle: Bundle, folder: Path, connect: Connect = connect) -> "VmHead":
-        return cls(config, bundle, folder, config.effective_head_zone, connect)
+    def plan(
+        cls, config: ClusterConfig, bundle: Bundle, folder: Path, connect: Connect = connect, companion: Sequence[str] = ()
+    ) -> "VmHead":
+        return cls(config, bundle, folder, config.effective_head_zone, connect, tuple(companion))
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "instance": self.name, "zone": self.zone}
@@ -160,7 +164,7 @@ class VmHead:
         progress(f"creating the head VM {self.name} in {self.zone} ({self.config.head_machine_type})")
         instances = self._services.instances
         try:
-            operation = instances.insert(self.zone, head_spec(self.config, self.bundle, self.folder, owner_id()))
+            operation = instances.insert(self.zone, head_spec(self.config, self.bundle, self.folder, owner_id(), self.companion))
         except AlreadyExistsError:
             self._check_ours(instances.get(self.zone, self.name))
             return

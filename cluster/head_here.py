@@ -1,10 +1,12 @@
 """The head on this machine: the head agent as a background process."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,17 @@ class HereHead:
     """A head needs 6 to 12 s on two idle cores; a busy machine may need several times that."""
 
     @classmethod
-    def plan(cls, config: ClusterConfig, bundle: Bundle, folder: Path) -> "HereHead":
-        return cls(config, bundle, folder, _settings(config, folder))
+    def plan(cls, config: ClusterConfig, bundle: Bundle, folder: Path, companion: Sequence[str] = ()) -> "HereHead":
+        return cls(config, bundle, folder, _settings(config, folder, companion))
 
     @classmethod
     def from_dict(cls, config: ClusterConfig, bundle: Bundle, folder: Path, values: dict[str, Any]) -> "HereHead":
         return cls(config, bundle, folder, HeadSettings(**values["settings"]))
+
+    def again(self, config: ClusterConfig, companion: Sequence[str]) -> "HereHead":
+        """The same head to be started again, where its hosts and runs know it."""
+        settings = dataclasses.replace(self.settings, companion=list(companion))
+        return dataclasses.replace(self, config=config, settings=settings)
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "settings": vars(self.settings)}
@@ -103,7 +110,7 @@ class HereHead:
         return None if found is None else ProcessRecord.from_dict(found)
 
 
-def _settings(config: ClusterConfig, folder: Path) -> HeadSettings:
+def _settings(config: ClusterConfig, folder: Path, companion: Sequence[str]) -> HeadSettings:
     # The hosts of a cloud must reach it; those of this machine need not, and what listens on loopback nobody else reaches.
     ip = _loopback_ip(folder) if config.shares_files else _own_ip()
     dashboard_ip = ip if config.shares_files else "127.0.0.1"  # hosts have no business there
@@ -123,6 +130,7 @@ def _settings(config: ClusterConfig, folder: Path) -> HeadSettings:
         temp_dir=str(short_dir(folder)),
         storage_endpoint=config.storage_endpoint,
         autostop_s=config.autostop_seconds,
+        companion=list(companion),
     )
 
 

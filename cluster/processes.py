@@ -67,10 +67,10 @@ def reap(record: ProcessRecord) -> None:
         return
 
 
-def members(marker: str) -> Iterator[psutil.Process]:
-    """Every living process of this user that carries `marker`."""
+def members(marker: str, variable: str = MARKER) -> Iterator[psutil.Process]:
+    """Every living process of this user, but this one, that carries `marker` in that environment variable."""
     own = os.getuid()
-    wanted = f"{MARKER}={marker}".encode()
+    wanted = f"{variable}={marker}".encode()
     for process in psutil.process_iter():
         try:
             if process.pid == os.getpid() or process.uids().real != own:
@@ -102,14 +102,15 @@ def end(
 
 def kill_members(
     marker: str,
+    variable: str = MARKER,
     *,
     timeout: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """SIGKILL every process that carries `marker`, again until none is left: one may fork while it is being killed."""
+    """SIGKILL every process that carries `marker` in that variable, again until none is left: one may fork while it is being killed."""
     deadline = clock() + timeout
-    while processes := list(members(marker)):
+    while processes := list(members(marker, variable)):
         for process in processes:
             try:
                 process.kill()

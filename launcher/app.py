@@ -13,24 +13,26 @@ from rich.console import Console
 
 from cluster import clusters
 from cluster.clusters import Cluster
+from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, PodlaunchError
 from cluster.logs import set_up_logging
-from cluster.ray_http import HeadRefused
 from cluster.state import logs_dir
 from launcher import jobs
+from launcher.attempts import claim_next, end_run, submit_next
 from launcher.code import pack_data
 from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, quote_entrypoint, register_schema
 from launcher.config import LaunchConfig
 from launcher.environment import read_dotenv
 from launcher.follow import EXIT_INTERRUPTED, follow
+from launcher.index import Entry, RunIndex, index_of, keeper_command
 from launcher.plan import describe
 from launcher.preflight import prepare_run
 from launcher.run_files import is_object
-from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
+from launcher.runs import RunDirectory, RunState, RunStatus
+from launcher.watch import SupervisorWatch
 
 logger = logging.getLogger(__name__)
 
-ALIVE_CHECK_S = 3.0
 VERBOSE = ("-v", "--verbose")
 
 
@@ -80,25 +82,69 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     for title, text in describe(config, run):
         console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True, markup=False)
     console.print()
-    cluster = clusters.up(config.cluster, lambda text: console.print(text, highlight=False))
+    cluster = bring_up(config.cluster, lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False))
     if data is not None:
         run.write_data(data)
     submit(cluster, run, config, code)
     if detach:
         console.print(f"submitted; follow it with: tpu train attach {run.url}", highlight=False, soft_wrap=True)
         return 0
-    return follow(run, console, check=supervisor_watch(cluster, run))
+    return follow(run, console, check=SupervisorWatch(cluster.name, run))
+
+
+def bring_up(config: ClusterConfig, say: Callable[[str], None]) -> Cluster:
+    """The cluster of `config`, brought up when it is not, with a keeper beside its head; runs that `tpu stop --keep-runs` suspended go on.
+
+    Raises ClusterError when it cannot be brought up, or is up and cannot serve `config`.
+    """
+    cluster = clusters.up(config, say, companion=keeper_command(config))
+    index = index_of(cluster.config)
+    for entry in index.entries():
+        status = index.run(entry).status()
+        if status is not None and status.state is RunState.SUSPENDED and status.cluster == cluster.name:
+            say(_take_up(cluster, index, entry, status))
+    return cluster
+
+
+def _take_up(cluster: Cluster, index: RunIndex, entry: Entry, status: RunStatus) -> str:
+    """Go on with a suspended run. Returns what became of it, in words."""
+    run = index.run(entry)
+    stays = f"run {run.url} stays SUSPENDED: "
+    if missing := [name for name in entry.secret_names if not os.environ.get(name)]:
+        return f"{stays}it was started with {', '.join(missing)}; set that and bring the cluster up again"
+    try:
+        clusters.check_fits(cluster, run.config().slices)
+    except PodlaunchError as error:
+        return f"{stays}{error}"
+    claimed = claim_next(run)
+    if claimed is None:
+        return f"run {run.url} is being taken up by another command"
+    run.clear_stop_request()
+    attempt, job = claimed
+    secrets, names = jobs.store_secrets(cluster, run, entry.secret_names)
+    idle = status.accounted_until(time.time())
+    again = dataclasses.replace(idle, state=RunState.QUEUED, attempt=attempt, job=job, phase="submitted", reason=None, spent={})
+    run.append_event({"event": "state", "state": again.state.value, "attempt": attempt})
+    submit_next(run, Entry(entry.run_directory, secrets, names), index, cluster.http, again)
+    return f"run {run.url} goes on"
 
 
 def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: bytes) -> str:
-    """Write the run directory and start the run's supervisor. Returns the job's id."""
+    """Write the run directory and start the run's supervisor. Returns the job's id. Raises ClusterError."""
     before = run.status()
-    attempt = 0 if before is None else before.attempt + 1
+    if before is not None and before.cluster != cluster.name:
+        index_of(run.config().cluster).forget(run)  # it was suspended there
+    claimed = claim_next(run)
+    if claimed is None:
+        raise ClusterError(f"run {run.run_id!r} is being started by another command; follow it with `tpu train attach {run.url}`")
+    attempt, job = claimed
     run.create(config)
     run.clear_stop_request()
     run.write_code(code)
-    fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=time.time(), attempt=attempt)
+    now = time.time()
+    fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=now, attempt=attempt, job=job)
     if before is not None:
+        before = before.accounted_until(now)
         fresh = dataclasses.replace(
             fresh,
             step=before.step,
@@ -106,59 +152,20 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
             held_out_before=before.held_out_before,
             checkpoint=before.checkpoint,
             cost_usd=before.cost_usd,
+            started_at=before.started_at,
+            phases=before.phases,
+            costs=before.costs,
+            highest_step=before.highest_step,
+            quiet_at=before.quiet_at,
         )
-    run.write_status(dataclasses.replace(fresh, total_steps=config.total_steps, phase="submitted", updated_at=time.time()))
+    index = index_of(cluster.config)
+    secrets, names = jobs.store_secrets(cluster, run, config.run.secrets)
+    status = dataclasses.replace(fresh, total_steps=config.total_steps, phase="submitted", updated_at=now)
     try:
-        return jobs.submit(cluster, run, attempt, config.run.secrets)
+        return submit_next(run, Entry(run.url, secrets, names), index, cluster.http, status)
     except ClusterError as error:
-        end_orphan(run, RunState.FAILED, str(error))
+        end_run(run, RunState.FAILED, str(error), index)
         raise
-
-
-def supervisor_watch(cluster: Cluster | None, run: RunDirectory) -> Callable[[], None]:
-    """Looks after the supervisor every few seconds; when it is gone without having ended its run, the run is FAILED."""
-    last = time.monotonic()
-
-    def check() -> None:
-        nonlocal last
-        if time.monotonic() - last < ALIVE_CHECK_S:
-            return
-        last = time.monotonic()
-        if reason := supervisor_gone(cluster, run):
-            end_orphan(run, RunState.FAILED, reason)
-
-    return check
-
-
-def supervisor_gone(cluster: Cluster | None, run: RunDirectory) -> str | None:
-    """Why nobody looks after this unfinished run any more, or None when somebody does (or nobody can tell now)."""
-    status = run.status()
-    if status is None or status.state in FINAL:
-        return None
-    try:
-        if cluster is None or not cluster.alive():
-            return f"the head of cluster {status.cluster!r} is gone"
-    except PodlaunchError:
-        return None
-    job = jobs.job_id(run, status.attempt) if status.job is None else status.job
-    try:
-        if jobs.status(cluster, job) not in jobs.ENDED:
-            return None
-        tail = " | ".join(jobs.logs(cluster, job).splitlines()[-3:])
-    except HeadRefused as error:
-        return f"the head of cluster {status.cluster!r} knows no job {job!r}" if error.code == 404 else None
-    except ClusterError:
-        return None
-    return f"its supervisor ended unexpectedly: {tail}"
-
-
-def end_orphan(run: RunDirectory, state: RunState, reason: str) -> None:
-    """Give an unfinished run whose supervisor is gone its final state; one that was finished meanwhile is left as it is."""
-    status = run.status()
-    if status is not None and status.state not in FINAL:
-        now = time.time()
-        run.write_status(dataclasses.replace(status, state=state, phase="", reason=reason, ended_at=now, updated_at=now))
-        run.append_event({"event": "state", "state": state.value, "attempt": status.attempt, "reason": reason})
 
 
 def _run_command_line(arguments: Sequence[str]) -> int:

@@ -91,6 +91,10 @@ class RunConfig:
     folder that you start from.
     """
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    max_hours: float | None = None
+    """The run checkpoints and ends as STOPPED after so many hours in all, those without an attempt (it had ended) not counted."""
+    max_usd: float | None = None
+    """The same when its slices have cost so many US dollars in all, at the catalogue's list price."""
     secrets: list[str] = field(default_factory=list)
     """Names of environment variables (or .env entries) handed to the training processes. Never values."""
 
@@ -102,6 +106,10 @@ class RunConfig:
             )
         if self.resume and self.name is None:
             raise ConfigError("run.resume=true needs run.name=<the run to go on with>")
+        for name in ("max_hours", "max_usd"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"run.{name} {value}: give a positive number, or null for no limit")
         for topic in self.allow:
             if topic not in RESUME_TOPICS:
                 raise ConfigError(f"run.allow: {topic!r} is nothing that a resume checks{did_you_mean(topic, RESUME_TOPICS)}")
@@ -328,6 +336,8 @@ class LaunchConfig:
             self._check_script()
         else:
             self.training.check_devices(self.slices.chips)
+        if self.run.max_usd is not None and self.slices.usd_per_hour is None:
+            raise ConfigError(f"run.max_usd {self.run.max_usd:g}: the catalogue has no price of these slices; use run.max_hours")
 
     def _check_script(self) -> None:
         _ = self.slices  # a type of slice that the cluster lacks is refused

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from launcher.goodput import Phase
 from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
 
 EXIT_OK = 0
@@ -19,10 +20,10 @@ EXIT_INTERRUPTED = 130
 ENDS = FINAL | {RunState.SUSPENDED}
 
 
-def follow(run: RunDirectory, console: Console, *, check: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> int:
+def follow(run: RunDirectory, console: Console, *, check: Callable[[], str | None], sleep: Callable[[float], None] = time.sleep) -> int:
     """Show the run until it ends; returns the command's exit code. Ctrl-C detaches: the run goes on.
 
-    `check` is called all the time and ends the run in its directory when nobody is there any more to do so.
+    `check` is called all the time (launcher/watch.py): what it says is shown, and what it raises is passed on.
     """
     try:
         status = _watch(run, console, check, sleep)
@@ -38,8 +39,9 @@ def follow(run: RunDirectory, console: Console, *, check: Callable[[], None], sl
     return EXIT_OK if status.state is RunState.SUCCEEDED else EXIT_JOB_FAILED
 
 
-def _watch(run: RunDirectory, console: Console, check: Callable[[], None], sleep: Callable[[float], None]) -> RunStatus:
+def _watch(run: RunDirectory, console: Console, check: Callable[[], str | None], sleep: Callable[[float], None]) -> RunStatus:
     news = _News(run)
+    told: str | None = None
     display: AbstractContextManager[Live | None] = nullcontext()
     if console.is_terminal:
         display = Live(console=console, refresh_per_second=4, transient=True)
@@ -52,7 +54,10 @@ def _watch(run: RunDirectory, console: Console, check: Callable[[], None], sleep
                 return status
             if live is not None and status is not None:
                 live.update(_panel(status))
-            check()
+            said = check()
+            if said is not None and said != told:
+                console.print(said, highlight=False, soft_wrap=True, markup=False)
+            told = said
             sleep(run.poll_s)
 
 
@@ -92,6 +97,8 @@ def _describe_event(event: dict[str, Any]) -> str | None:
             return f"checkpoint of step {event['step']} set aside: {event['reason']}"
         case "failure":
             return f"attempt {event['attempt']} failed at step {event['step']} on host {event['host']} ({event['cause']}): {event['error']}"
+        case "supervisor_lost":
+            return f"the supervisor of attempt {event['attempt']} was lost at step {event['step']}: {event['reason']}"
         case "backoff":
             return f"attempt {event['attempt']} starts in {event['seconds']:.0f} s: the one before came no further"
         case "state" if event["state"] == RunState.RECOVERING:
@@ -123,10 +130,10 @@ def _panel(status: RunStatus) -> Table:
 
 
 def _time_left(status: RunStatus) -> str:
-    trained = status.phases.get("training", 0.0)
-    if not (status.step and status.total_steps and trained):
+    trained = status.phases.get(Phase.TRAINING, 0.0)
+    if not (status.highest_step and status.total_steps and trained):
         return ""
-    return f"{_clock((status.total_steps - status.step) * trained / status.step)} left"
+    return f"{_clock((status.total_steps - status.step) * trained / status.highest_step)} left"
 
 
 def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> None:
@@ -152,8 +159,11 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
         line("recoveries", f"{status.recoveries.total} ({causes})")
     phases = sorted(status.phases.items(), key=lambda item: -item[1])
     line("time", ", ".join(f"{phase} {spent:.1f} s" for phase, spent in phases if spent >= 0.05))
+    if status.goodput is not None:
+        line("goodput", f"{status.goodput:.1%} of {_clock(sum(status.phases.values()))} trained something new")
     if status.cost_usd is not None:
-        line("cost", f"${status.cost_usd:.2f} (estimate by list price)")
+        useful = f", ${status.costs.get(Phase.TRAINING, 0.0):.2f} of it trained something new" if status.cost_usd else ""
+        line("cost", f"${status.cost_usd:.2f} (estimate by list price){useful}")
     line("directory", run.url)
 
 

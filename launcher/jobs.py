@@ -7,6 +7,7 @@ import json
 import shlex
 
 from cluster.clusters import Cluster
+from cluster.ray_http import RayHttp
 from cluster.secret_place import SecretPlace
 from cluster.state import private_dir, write_atomic
 from cluster.token import keep_run_secret
@@ -21,29 +22,25 @@ def job_id(run: RunDirectory, attempt: int) -> str:
     return run.run_id if attempt == 0 else f"{run.run_id}-{attempt}"
 
 
-def submit(cluster: Cluster, run: RunDirectory, attempt: int, secrets: list[str]) -> str:
-    """Start the run's supervisor. Returns the job's id. Raises ClusterError when the head refuses or does not answer.
+def post(http: RayHttp, run: RunDirectory, job: str, secrets: SecretPlace | None, index: str) -> None:
+    """Start the run's supervisor. `index`: where the cluster's runs are listed (launcher/index.py).
+
+    Raises ClusterError when the head refuses or does not answer.
 
     No entrypoint resources: such a job's driver stays on the head, where no preemption can take it.
     """
-    job = job_id(run, attempt)
-    arguments = [run.url, "--job", job]
-    if values := present(secrets):
-        arguments += ["--secrets", _store_secrets(cluster, run, values).to_json()]
+    arguments = [run.url, "--job", job, "--index", index]
+    if secrets is not None:
+        arguments += ["--secrets", secrets.to_json()]
     entrypoint = f'exec "$PODLAUNCH_PYTHON" -m launcher.gang.supervisor {shlex.join(arguments)}'
     metadata = {"name": run.run_id, "run_directory": run.url}
-    cluster.http.post("/api/jobs/", {"entrypoint": entrypoint, "submission_id": job, "metadata": metadata})
-    return job
+    http.post("/api/jobs/", {"entrypoint": entrypoint, "submission_id": job, "metadata": metadata})
 
 
-def status(cluster: Cluster, job: str) -> str:
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Raises ClusterError when the head does not answer or knows no such job."""
-    return str(cluster.http.get(f"/api/jobs/{job}")["status"])
-
-
-def logs(cluster: Cluster, job: str) -> str:
-    """What the supervisor has printed so far."""
-    return str(cluster.http.get(f"/api/jobs/{job}/logs")["logs"])
+def ending(http: RayHttp, job: str) -> str:
+    """How the job ended, in one line of Ray's. Raises ClusterError when the head does not answer, HeadRefused when it knows no such job."""
+    lines = str(http.get(f"/api/jobs/{job}").get("message") or "").strip().splitlines()
+    return lines[0] if lines else "Ray tells no reason"
 
 
 def run_directories(cluster: Cluster) -> list[str]:
@@ -52,12 +49,22 @@ def run_directories(cluster: Cluster) -> list[str]:
     return sorted({str(directory) for job in jobs if (directory := (job.get("metadata") or {}).get("run_directory"))})
 
 
-def _store_secrets(cluster: Cluster, run: RunDirectory, values: dict[str, str]) -> SecretPlace:
-    """A 0600 file, or a secret of the cluster's where its hosts do not see this machine's files. The job's command line and metadata, which
+def living(http: RayHttp) -> frozenset[str]:
+    """The ids of all jobs that are pending or running. Raises ClusterError when the head does not answer."""
+    return frozenset(job["submission_id"] for job in http.get("/api/jobs/") if job["status"] not in ENDED and job.get("submission_id"))
+
+
+def store_secrets(cluster: Cluster, run: RunDirectory, names: list[str]) -> tuple[SecretPlace | None, list[str]]:
+    """Where the values of those variables are that are set, and which these are.
+
+    A 0600 file, or a secret of the cluster's where its hosts do not see this machine's files. The job's command line and metadata, which
     the dashboard shows, carry its name only.
     """
+    values = present(names)
+    if not values:
+        return None, []
     if cluster.config.shares_files:
         path = private_dir(cluster.folder / "secrets") / f"{run.run_id}.json"
         write_atomic(path, json.dumps(values))
-        return SecretPlace(file=str(path))
-    return keep_run_secret(cluster.config, run.run_id, json.dumps(values), cluster.connect(cluster.config).secrets)
+        return SecretPlace(file=str(path)), list(values)
+    return keep_run_secret(cluster.config, run.run_id, json.dumps(values), cluster.connect(cluster.config).secrets), list(values)

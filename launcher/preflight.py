@@ -11,6 +11,7 @@ from launcher.code import pack, user_files
 from launcher.config import LaunchConfig
 from launcher.curve import check_same_curve, meaning_of
 from launcher.data.sources import check_source
+from launcher.limits import limit_reached
 from launcher.run_files import is_object
 from launcher.runs import FINAL, RunDirectory, RunState, RunStatus, new_run_id
 
@@ -43,6 +44,8 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
 
 def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus | None) -> None:
     """Raises ConfigError when `config` cannot go on where `before` stopped. Of a script nobody but itself can tell."""
+    if status is not None and (limit := limit_reached(config.run, status.phases, status.costs)) is not None:
+        raise ConfigError(f"{limit} by what the run has used already; give more to go on with it")
     if config.is_script != before.is_script:
         raise ConfigError(f"the run was made with job={before.job.kind}; choose another run.name for job={config.job.kind}")
     if config.is_script:

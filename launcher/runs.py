@@ -3,10 +3,12 @@
     <run.root>/<run_id>/
       config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl
       logs/<attempt>/host-<i>.log  checkpoints/<step>/  export/  tensorboard/
-      stop                   present once somebody asked the run to stop
+      claims/<attempt>.json  whose attempt it is (launcher/claims.py)
+      stop                   present once somebody asked the run to stop; it holds how (StopRequest)
 
-The command line, the dashboard and outside scripts read it; only the run's supervisor writes status.json and events.jsonl, and only
-process 0 of the training gang writes metrics.jsonl. On gs:// the files that grow (*.jsonl, logs) are folders of segments, see run_files.py.
+The command line, the dashboard and outside scripts read it; only whoever holds the newest claim (the run's supervisor, or who submits or
+ends the run in its place) writes status.json and events.jsonl, and only process 0 of the training gang writes metrics.jsonl. On gs:// the
+files that grow (*.jsonl, logs) are folders of segments, see run_files.py.
 """
 
 import json
@@ -14,7 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import yaml
 
 from cluster.errors import ConfigError, PodlaunchError
 from launcher.config import LaunchConfig, parse_yaml
+from launcher.goodput import Phase
 from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
 
 DATA = "data.zip"
@@ -50,6 +53,8 @@ class StopRequest(StrEnum):
     """Checkpoint and end."""
     NOW = "now"
     """End without a checkpoint."""
+    SUSPEND = "suspend"
+    """Checkpoint and end, to go on when the cluster is up again."""
 
 
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
@@ -93,7 +98,9 @@ class Recoveries:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What status.json holds. Times are seconds since the epoch, `phases` seconds spent by phase."""
+    """What status.json holds. Times are seconds since the epoch; `phases` and `costs` are seconds and US dollars by launcher.goodput.Phase,
+    over all attempts since `started_at`.
+    """
 
     run_id: str
     cluster: str
@@ -119,7 +126,14 @@ class RunStatus:
     reason: str | None = None
     first_failure: FirstFailure | None = None
     phases: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    highest_step: int = 0
+    """`step` goes back after a rollback, this does not."""
     job: str | None = None
+    spent: dict[str, int] = field(default_factory=dict)
+    """How much of each of run.budget is spent, by cause, since a person last asked for the run."""
+    quiet_at: float = 0.0
+    """From then on no process of an earlier attempt lives any more, whatever became of its supervisor."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunStatus":
@@ -134,6 +148,19 @@ class RunStatus:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def unwatched(self) -> Phase:
+        """What a run in this state is doing while no supervisor accounts for it."""
+        if self.state is RunState.QUEUED:
+            return Phase.STARTING
+        return Phase.IDLE if self.state in FINAL or self.state is RunState.SUSPENDED else Phase.RECOVERING
+
+    def accounted_until(self, now: float) -> "RunStatus":
+        """With the time since the last update, in which no supervisor wrote."""
+        missing = max(0.0, now - self.updated_at)
+        phases = {**self.phases, self.unwatched: round(self.phases.get(self.unwatched, 0.0) + missing, 3)}
+        return replace(self, phases=phases, updated_at=now)
 
 
 class RunDirectory:
@@ -238,7 +265,8 @@ class RunDirectory:
         content = self.files.read("stop")
         if content is None:
             return None
-        return StopRequest.NOW if content.strip() == StopRequest.NOW.encode() else StopRequest.SAVE
+        text = content.decode(errors="replace").strip()
+        return StopRequest(text) if text in tuple(StopRequest) else StopRequest.SAVE
 
     def write_data(self, archive: bytes) -> None:
         self.files.write(DATA, archive)

@@ -1,4 +1,5 @@
-"""Which slices the cloud has taken back, told by the process that lists them (Ray's autoscaler) to those that ask why a host is gone.
+"""Which slices the cloud has taken back and which are there, told by the process that lists them (Ray's autoscaler) to those that ask why
+a host is gone or what a run waits for.
 
 The file's modification time is when the last listing began, so that a reader knows whether the listing is younger than what it asks about.
 """
@@ -9,7 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cluster.state import clusters_dir, read_json, write_atomic
+from cluster.tpu.lifecycle import Life
 from cluster.tpu.slices import ClusterSlice
+
+_READY = "ready.json"
 
 KEPT = 1000
 """So many are remembered; a run asks within seconds."""
@@ -21,9 +25,11 @@ class Losses:
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
         self._lost = read_losses(cluster)[1]
+        self._ready: dict[str, str] | None = None
 
     def take(self, slices: Iterable[ClusterSlice], began: float) -> None:
         """From a listing that began at `began`, seconds since the epoch."""
+        slices = list(slices)
         found = {item.name: item.state for item in slices if item.taken and self._lost.get(item.name) != item.state}
         self._lost = dict([*self._lost.items(), *found.items()][-KEPT:])
         path = _path(self._cluster)
@@ -32,6 +38,10 @@ class Losses:
         if found or not path.exists():
             write_atomic(path, json.dumps(self._lost))
         os.utime(path, (began, began))
+        ready = {item.name: item.accelerator_type for item in slices if item.life is Life.READY}
+        if ready != self._ready:
+            write_atomic(path.with_name(_READY), json.dumps(ready))
+            self._ready = ready
 
 
 def read_losses(cluster: str) -> tuple[float, dict[str, str]]:
@@ -39,6 +49,11 @@ def read_losses(cluster: str) -> tuple[float, dict[str, str]]:
     path = _path(cluster)
     found = read_json(path)
     return (0.0, {}) if found is None else (path.stat().st_mtime, found)
+
+
+def read_ready(cluster: str) -> dict[str, str]:
+    """The accelerator type of each slice that the last listing showed READY: its machines run, whether or not they have joined Ray."""
+    return read_json(_path(cluster).with_name(_READY)) or {}
 
 
 def _path(cluster: str) -> Path:

@@ -1,4 +1,5 @@
-"""The agent of a cluster's head: starts Ray's head with the autoscaler, keeps it alive, and ends the cluster when nobody has used it.
+"""The agent of a cluster's head: keeps Ray's head with the autoscaler alive, and the companion that it was given, and ends the cluster when
+nobody has used it. Ray and companion outlive their agent; the next one takes them over.
 
 `python -m cluster.vm.head_agent HEAD_FILE` on the client's machine, where the file holds a HeadSettings; without an argument at the end of
 a head VM's startup script, where the metadata server holds a VmHeadSettings.
@@ -9,11 +10,13 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -24,7 +27,7 @@ from cluster.heads import DASHBOARD_PORT, GCS_PORT
 from cluster.logs import set_up_logging
 from cluster.node_names import head_instance_id, head_vm_name
 from cluster.ports import free_port, free_ports
-from cluster.processes import spawn
+from cluster.processes import MARKER, ProcessRecord, kill_members, spawn
 from cluster.ray_env import ray_environment
 from cluster.ray_http import RayHttp
 from cluster.schema import build, to_plain
@@ -37,11 +40,12 @@ from cluster.tpu.provider import TPUProvider
 from cluster.vm import metadata
 from cluster.vm.autostop import watch_in_background
 from cluster.vm.bundle import Bundle
+from cluster.vm.companion import Beside
 from cluster.vm.disk import home
-from cluster.vm.host_agent import OBJECT_STORE_BYTES
+from cluster.vm.host_agent import OBJECT_STORE_BYTES, Rounds
+from cluster.vm.host_ray import HostRay
 from cluster.vm.metadata import HEAD_ATTRIBUTE
 from cluster.vm.patience import patiently
-from cluster.vm.ray_process import RayKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +54,13 @@ RECONCILE_LIMIT_S = 24 * 3600
 
 UNWANTED_LIMIT_S = 600
 """A run that recovers asks again within seconds, and must find its place in the queue."""
+
+HEAD_VARIABLE = "PODLAUNCH_HEAD"
+"""Carried by all that descends from one Ray head: drivers of jobs leave its process group."""
+TICK_S = 0.25
+END_GRACE_S = 25.0
+"""For Ray's head to end by itself."""
+COMPANION_GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,8 @@ class HeadSettings:
     """URL of a Cloud Storage API; None: Google's own."""
     autostop_s: float | None = None
     """The cluster ends itself after so long without a run; None: never."""
+    companion: list[str] = field(default_factory=list)
+    """What is kept alive beside Ray (cluster/vm/companion.py): arguments of Python; empty: nothing."""
     dashboard_metrics_port: int = 44227
     """The default is Ray's own, of heads from before there was a port for each cluster."""
 
@@ -100,6 +113,7 @@ class VmHeadSettings:
     owner: str
     """Who made the cluster, as `owner_id` tells on the client's machine; slices made by this head bear it as well."""
     token: SecretPlace
+    companion: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(to_plain(self))
@@ -128,6 +142,7 @@ def head_environment(settings: HeadSettings) -> dict[str, str]:
             "AUTOSCALER_MAX_CONCURRENT_LAUNCHES": "1000",
             # Jobs start their supervisor with the interpreter of the head, whatever PATH says.
             "PODLAUNCH_PYTHON": sys.executable,
+            HEAD_VARIABLE: settings.temp_dir,
         }
     )
 
@@ -177,7 +192,7 @@ def _main_here(file: Path) -> None:
         os.waitpid(process.pid, 0)
         return False
 
-    _serve(settings, lambda _: end_cluster())
+    _serve(settings, file.parent, lambda _: end_cluster())
 
 
 def _main_on_vm() -> None:
@@ -187,26 +202,52 @@ def _main_on_vm() -> None:
     folder = private_dir(home() / "head")
     ending = folder / "ending"
 
-    def end_cluster(keeper: RayKeeper) -> bool:
+    def end_cluster(leave: Callable[[], None]) -> bool:
         """Ray first, whose autoscaler would make slices again; the mark lets a head that is restarted meanwhile go on."""
         logger.info("no run for so long as cluster.autostop says: ending the cluster")
         ending.touch()
-        keeper.end()
+        leave()
         return True
 
     if not ending.exists():
-        _serve(prepare(settings, metadata.fetch("instance/network-interfaces/0/ip").strip(), folder), end_cluster)
+        _serve(prepare(settings, metadata.fetch("instance/network-interfaces/0/ip").strip(), folder), folder, end_cluster)
     if ending.exists():
         patiently(lambda: end_from_vm(settings.config), patience=math.inf)
 
 
-def _serve(settings: HeadSettings, end_cluster: Callable[[RayKeeper], bool]) -> None:
-    """Until SIGTERM, or until nobody has used the cluster for too long and `end_cluster` has ended it."""
-    keeper = RayKeeper(head_command(settings), head_environment(settings))
+def _serve(settings: HeadSettings, folder: Path, end_cluster: Callable[[Callable[[], None]], bool]) -> None:
+    """Until SIGTERM, or until nobody has used the cluster for too long and `end_cluster` has ended it; it is given what ends this."""
+    ending = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ending.set())
+    ray = HostRay(lambda: start_ray(settings, folder), folder, time.monotonic)
+    beside = HostRay(lambda: start_companion(settings, folder), private_dir(folder / "companion"), time.monotonic, what="the companion")
     if settings.autostop_s is not None:
         http = RayHttp(settings.dashboard_url, Path(settings.token_file))
-        watch_in_background(settings.autostop_s, http, time.time, lambda: end_cluster(keeper))
-    keeper.run()
+        watch_in_background(settings.autostop_s, http, time.time, lambda: end_cluster(ending.set))
+    rounds = Rounds([lambda: ray.tick(may_start=True), lambda: beside.tick(may_start=bool(settings.companion))])
+    while not ending.wait(TICK_S):
+        rounds.next()
+    beside.end(COMPANION_GRACE_S)  # first: it would take the end of Ray for a loss
+    ray.end(END_GRACE_S)
+    kill_members(settings.temp_dir, HEAD_VARIABLE)
+
+
+def start_ray(settings: HeadSettings, folder: Path) -> ProcessRecord:
+    """Start Ray's head, once nothing is left of the one before: its ports must be free, and no driver of it may work on."""
+    kill_members(settings.temp_dir, HEAD_VARIABLE)
+    return _spawn(head_command(settings), head_environment(settings), settings, folder)
+
+
+def start_companion(settings: HeadSettings, folder: Path) -> ProcessRecord:
+    beside = Beside(settings.cluster, settings.dashboard_url, Path(settings.token_file))
+    env = ray_environment(settings.token_file) | storage_environment(settings.storage_endpoint) | beside.to_environment()
+    return _spawn([sys.executable, *settings.companion], env, settings, folder)
+
+
+def _spawn(command: Sequence[str], env: dict[str, str], settings: HeadSettings, folder: Path) -> ProcessRecord:
+    logger.info("starting %s", " ".join(command))
+    marker = os.environ.get(MARKER, f"head-{settings.cluster}")
+    return spawn(command, marker=marker, env=env, log=logs_dir() / f"head-{settings.cluster}.out", cwd=folder)
 
 
 def prepare(settings: VmHeadSettings, ip: str, folder: Path) -> HeadSettings:
@@ -231,6 +272,7 @@ def prepare(settings: VmHeadSettings, ip: str, folder: Path) -> HeadSettings:
         temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
         storage_endpoint=config.storage_endpoint,
         autostop_s=config.autostop_seconds,
+        companion=settings.companion,
     )
     provider = autoscaler_config(config, host_settings(config, head.address, settings.token), settings.bundle, settings.owner)
     write_atomic(Path(head.autoscaler_file), yaml.safe_dump(provider))

@@ -1,4 +1,5 @@
-"""Keeps a host's `ray start --block` alive: started when it may be, started again after it ended, given up when that leads nowhere.
+"""Keeps one process of a machine alive, a `ray start --block` or what is beside it: started when it may be, started again after it ended,
+given up when that leads nowhere.
 
 DOWN --(it may start and its pause is over)--> UP --(it ended)--> DOWN
 """
@@ -38,19 +39,21 @@ class HostRay:
         clock: Callable[[], float],
         *,
         rejoin_after: float = 0.0,
+        what: str = "Ray",
     ) -> None:
         """`start` starts it in a session of its own. `folder`: the host's, where it is written down. `clock`: monotonic seconds.
         `rejoin_after`: pause, in seconds, before a host that had joined comes back.
         """
         self._start, self._folder, self._clock = start, folder, clock
         self._rejoin_after = rejoin_after
+        self._what = what
         self._record = living_ray(folder)
         self._since = float("-inf")  # of one that is taken over: it has joined, whenever it did
         self._next = float("-inf")
         self._delays = restart_delays()
         self._short_lives = 0
         if self._record is not None:
-            logger.info("taking over Ray, process %d, from the agent before", self._record.pid)
+            logger.info("taking over %s, process %d, from the agent before", what, self._record.pid)
 
     @property
     def up(self) -> bool:
@@ -104,7 +107,7 @@ class HostRay:
         if lived >= JOINED_S:
             delay = max(delay, self._rejoin_after)
         self._next = self._clock() + delay
-        logger.warning("ray ended after %.0f s; not started again for %.0f s", lived, delay)
+        logger.warning("%s ended after %.0f s; not started again for %.0f s", self._what, lived, delay)
 
     def _kill_group(self, record: ProcessRecord) -> None:
         """`ray start --block` keeps what it starts in its own process group."""

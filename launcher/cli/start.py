@@ -24,10 +24,12 @@ from cluster.tpu.requests import plan, slice_names
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.bundle import Bundle, bundle_hash
 from cluster.vm.metadata import HOST_ATTRIBUTE
+from launcher.app import bring_up
 from launcher.cli.coming import wait_for_slices
 from launcher.cli.options import CONSOLE, ERRORS, confirm
 from launcher.compose import compose_cluster
 from launcher.config import read_yaml
+from launcher.index import keeper_command
 
 
 def start(
@@ -67,7 +69,7 @@ def start(
     if bare:
         _start_bare(settings, limit)
         return
-    cluster = clusters.up(settings, lambda text: ERRORS.print(text, highlight=False))
+    cluster = bring_up(settings, lambda text: ERRORS.print(text, highlight=False, soft_wrap=True, markup=False))
     CONSOLE.print(f"cluster {cluster.name!r} is up; dashboard {cluster.head.show_url()}", highlight=False, soft_wrap=True)
     if settings.min_slices and not detach:
         _wait(cluster, settings.min_slices)
@@ -110,7 +112,7 @@ def _requests(config: ClusterConfig, *, bare: bool) -> list[dict[str, Any]]:
         HOST_ATTRIBUTE: host_settings(config, "HEAD:PORT", token_place(config, folder)).to_json(),
     }
     names = [slice_id(config.name, "dry-run", index) for index in range(max(config.slices, config.min_slices))]
-    head = head_requests(config, bundle, folder, owner_id())
+    head = head_requests(config, bundle, folder, owner_id(), keeper_command(config))
     return [*head, *plan(config, names, owner=owner_id(), metadata=metadata)]
 
 

@@ -1,5 +1,8 @@
-"""`tpu stop`: end a cluster; nothing of it is left, neither process nor slice."""
+"""`tpu stop`: end a cluster; nothing of it is left, neither process nor slice. Its runs are over, or suspended with --keep-runs."""
 
+import logging
+import time
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -8,12 +11,20 @@ from cluster import bare, clusters, local
 from cluster.clusters import Cluster
 from cluster.errors import ClusterError, PodlaunchError
 from cluster.tpu.provider import TPUProvider
-from cluster.tunnel import TunnelError
 from cluster.vm.bundle import bundle_hash
-from launcher import app, jobs
+from launcher import jobs
+from launcher.attempts import end_run
 from launcher.cli.options import CONSOLE, ERRORS, confirm
 from launcher.cli.places import clusters_elsewhere, orphans_everywhere
-from launcher.runs import FINAL, RunDirectory, RunState
+from launcher.index import index_of
+from launcher.runs import FINAL, RunDirectory, RunState, StopRequest
+from launcher.watch import looked_after
+
+logger = logging.getLogger(__name__)
+
+SUSPEND_LIMIT_S = 150.0
+"""For all runs to checkpoint and end: what a supervisor gives its processes for that (120 s), and a moment."""
+ENDED = FINAL | {RunState.SUSPENDED}
 
 
 def stop(
@@ -22,6 +33,9 @@ def stop(
         bool, typer.Option("--orphans", help="Delete slices, head VMs and secrets that no cluster owns, instead of a cluster.")
     ] = False,
     any_owner: Annotated[bool, typer.Option("--any-owner", help="With --orphans: also those that another machine or user made.")] = False,
+    keep_runs: Annotated[
+        bool, typer.Option("--keep-runs", help="Let its runs checkpoint; they go on when a cluster of this name is up again.")
+    ] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
     """End a cluster: its runs, its slices, its head."""
@@ -41,13 +55,43 @@ def stop(
         CONSOLE.print(f"cluster {cluster.name!r} is {cluster.ended}; its record is removed", highlight=False)
         return
     runs = unfinished_runs(cluster)
+    state = RunState.SUSPENDED if keep_runs else RunState.STOPPED
     for run in runs:
-        CONSOLE.print(f"unfinished run: {run.url}", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"unfinished run, will be {state}: {run.url}", highlight=False, soft_wrap=True)
     confirm(f"Stop cluster {cluster.name!r}{f' and its {len(runs)} unfinished runs' if runs else ''}?", yes)
+    if keep_runs and looked_after(cluster):
+        suspend(runs, lambda text: ERRORS.print(text, highlight=False, soft_wrap=True, markup=False))
+    for run in runs:  # before the head goes: nobody who follows them is left without a word, and no keeper takes them up
+        end_run(run, state, f"cluster {cluster.name!r} was stopped", index_of(cluster.config))
     clusters.stop(cluster, lambda text: ERRORS.print(text, highlight=False))
-    for run in runs:
-        app.end_orphan(run, RunState.STOPPED, f"cluster {cluster.name!r} was stopped")
+    for run in runs if keep_runs else ():
+        CONSOLE.print(f"{_state(run)}: {run.url}", highlight=False, soft_wrap=True)
     CONSOLE.print(f"cluster {cluster.name!r} is stopped", highlight=False)
+
+
+def suspend(
+    runs: Sequence[RunDirectory],
+    say: Callable[[str], None],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Ask the runs to checkpoint and wait until they have ended, or for `SUSPEND_LIMIT_S`."""
+    waiting = [run for run in runs if _state(run) not in ENDED]
+    for run in waiting:
+        run.request_stop(StopRequest.SUSPEND)
+    if waiting:
+        say(f"waiting for {len(waiting)} runs to checkpoint")
+    deadline = clock() + SUSPEND_LIMIT_S
+    while (waiting := [run for run in waiting if _state(run) not in ENDED]) and clock() < deadline:
+        sleep(0.2)  # another process's file
+    for run in waiting:
+        say(f"run {run.url} did not checkpoint within {SUSPEND_LIMIT_S:.0f} s; it will go on from an earlier checkpoint")
+
+
+def _state(run: RunDirectory) -> RunState | None:
+    status = run.status()
+    return None if status is None else status.state
 
 
 def _stop_orphans(*, any_owner: bool, yes: bool) -> None:
@@ -96,16 +140,14 @@ def _stop_bare(slices: bare.BareSlices, *, yes: bool) -> None:
 
 
 def unfinished_runs(cluster: Cluster) -> list[RunDirectory]:
-    """The cluster's runs that have no final state yet."""
+    """The cluster's runs that have no final state yet: those in its index here, and those that its head tells of when it can be asked."""
+    urls = {entry.run_directory for entry in index_of(cluster.config).entries()}
     try:
-        if not cluster.alive() or not cluster.token_file.exists():
-            return []
-    except PodlaunchError:
-        return []  # what cannot be asked must be stopped all the same
-    try:
-        found = [RunDirectory(url, cluster.config.storage_endpoint) for url in jobs.run_directories(cluster)]
-    except TunnelError:
-        return []  # no way to the head: its runs end with it
+        if cluster.alive() and cluster.token_file.exists():
+            urls |= set(jobs.run_directories(cluster))
+    except PodlaunchError as error:  # what cannot be asked must be stopped all the same
+        logger.info("the head does not tell of its runs: %s", error)
+    found = [RunDirectory(url, cluster.config.storage_endpoint) for url in sorted(urls)]
     return [run for run in found if (status := run.status()) is not None and status.state not in FINAL and status.cluster == cluster.name]
 
 

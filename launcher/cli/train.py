@@ -9,11 +9,14 @@ from rich.table import Table
 
 from cluster.errors import PodlaunchError
 from launcher import app as launcher_app
+from launcher.attempts import end_run
 from launcher.cli.options import CONSOLE, cluster_of, locate_run, storage_endpoint
 from launcher.compose import compose_file
 from launcher.follow import follow
+from launcher.index import index_of
 from launcher.run_files import is_object
 from launcher.runs import FINAL, RunState, StopRequest, list_runs
+from launcher.watch import SupervisorWatch, looked_after
 
 app = typer.Typer(help="Training runs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -45,7 +48,9 @@ def run(
 def attach(run: Run, root: Root = DEFAULT_ROOT) -> None:
     """Follow a run that is going on."""
     directory = locate_run(run, root)
-    raise typer.Exit(follow(directory, CONSOLE, check=launcher_app.supervisor_watch(cluster_of(directory), directory)))
+    status = directory.status()
+    cluster = directory.config().cluster.name if status is None else status.cluster
+    raise typer.Exit(follow(directory, CONSOLE, check=SupervisorWatch(cluster, directory)))
 
 
 @app.command("status")
@@ -106,7 +111,11 @@ def stop(
     if status is not None and status.state in FINAL:
         raise PodlaunchError(f"run {directory.run_id!r} is {status.state} already")
     directory.request_stop(StopRequest.NOW if now else StopRequest.SAVE)
-    if reason := launcher_app.supervisor_gone(cluster_of(directory), directory):
-        launcher_app.end_orphan(directory, RunState.STOPPED, reason)
+    cluster = cluster_of(directory)
+    if status is not None and (status.state is RunState.SUSPENDED or not looked_after(cluster)):
+        index = index_of(directory.config().cluster if cluster is None else cluster.config)
+        end_run(directory, RunState.STOPPED, "stopped on request", index)
+        CONSOLE.print(f"run {directory.run_id!r} is STOPPED", highlight=False)
+        return
     text = f"run {directory.run_id!r} will {'end' if now else 'checkpoint and end'}; follow it with: tpu train attach {directory.url}"
     CONSOLE.print(text, highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.config import BudgetConfig
@@ -27,15 +28,20 @@ class Verdict:
 
 
 class Budgets:
-    """The failures of a run under one supervisor: a run that somebody takes up again has its whole budgets."""
+    """The failures of a run since a person last asked for it: a run that somebody takes up again has its whole budgets."""
 
-    def __init__(self, config: BudgetConfig) -> None:
+    def __init__(self, config: BudgetConfig, spent: Mapping[str, int] | None = None) -> None:
+        """`spent`: by supervisors before this one."""
         self._config = config
-        self._used: Counter[Cause] = Counter()
+        self._used = Counter({Cause(cause): count for cause, count in (spent or {}).items()})
         self._seen: set[tuple[int | None, str]] = set()
         self._highest = 0
         self._in_vain = 0
         """Failures since the run last came further than ever before."""
+
+    @property
+    def spent(self) -> dict[str, int]:
+        return {cause.value: count for cause, count in self._used.items()}
 
     def judge(self, first: HostFailure, cause: Cause, step: int | None) -> Verdict:
         """Charge a failure. `step`: the last of the failed attempt, None when it did none."""

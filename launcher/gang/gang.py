@@ -1,7 +1,7 @@
 """The gang of one run on Ray: its slices, its runners, their children. All that the supervisor needs of Ray is here."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -12,13 +12,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
+from cluster.tpu.losses import read_ready
 from cluster.vm.head_watch import accepts
+from launcher.gang.lease import EVENT_WAIT_S
 from launcher.gang.placement import Host, dead, incomplete, living_hosts, process_environment
 from launcher.gang.runner import Event, Runner
 from launcher.runs import RunDirectory
 
-EVENT_WAIT_S = 20.0
-"""How long a runner holds a question for events before it answers with none."""
 HOSTS_INTERVAL_S = 1.0
 """How often the hosts are looked at while runners are to answer."""
 DRAIN_LIMIT_S = 60.0
@@ -59,6 +59,11 @@ class Gang:
     def reserved(self, group: PlacementGroup, timeout: int) -> bool:
         """Whether the slices are there; waits up to `timeout` seconds for them. Whole ones: Ray cuts off the rest, and 0 never waits."""
         return bool(group.wait(timeout))
+
+    def boots(self) -> bool:
+        """Whether a slice of this kind is there whose hosts have not all joined: then it is no longer capacity that is waited for."""
+        names = [name for name, kind in read_ready(self._config.name).items() if kind == self._config.accelerator.name]
+        return bool(incomplete(living_hosts(_nodes(), names), names, self._config.hosts_per_slice))
 
     def find_hosts(self, group: PlacementGroup) -> bool:
         """Learn the hosts of the reserved slices. False while some have not joined yet."""
@@ -106,7 +111,7 @@ class Gang:
             )
             for index, runner in enumerate(self._runners)
         ]
-        self._ask(calls, timeout)
+        self._ask(calls, timeout, meanwhile=self._renew)
 
     def poll(self, timeout: float) -> list[tuple[int, Event]]:
         """(host index, event) of whatever was said within `timeout` seconds. A lost runner says `lost`."""
@@ -114,7 +119,8 @@ class Gang:
         for index, runner in enumerate(self._runners):
             if index not in waiting:
                 self._pending[runner.next_events.remote(EVENT_WAIT_S)] = index
-        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+        ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+        ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         found: list[tuple[int, Event]] = []
         for reference in ready:
             index = self._pending.pop(reference)
@@ -153,7 +159,12 @@ class Gang:
             remove_placement_group(group)
         self._runners, self._groups, self._pending, self.hosts, self.incomplete = [], [], {}, [], []
 
-    def _ask(self, calls: Sequence[Any], timeout: float) -> list[Any]:
+    def _renew(self) -> None:
+        """Hosts that are ready before the others are told that their supervisor lives."""
+        for runner in self._runners:
+            runner.renew.remote()
+
+    def _ask(self, calls: Sequence[Any], timeout: float, meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
         """The answers of all runners. Ends as soon as one is lost: what is to be placed on a dead host would wait for ever."""
         deadline = time.monotonic() + timeout
         try:
@@ -164,6 +175,7 @@ class Gang:
                     break
                 if gone := dead(self.hosts, _nodes()):
                     raise GangLost(f"host {gone[0].name} died before its runner answered")
+                meanwhile()
             return list(ray.get(list(calls), timeout=0))
         except RayTaskError as error:
             raise error.as_instanceof_cause() from error  # type: ignore[no-untyped-call]  # the same

@@ -4,40 +4,55 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from launcher.runs import FirstFailure, RunDirectory, RunState, RunStatus
+from launcher.claims import Claims, Superseded
+from launcher.goodput import Account, Phase, goodput
+from launcher.runs import FINAL, FirstFailure, RunDirectory, RunState, RunStatus, StopRequest
 
-# What the training process calls its phases -> the name in status.json and in the summary.
-CHILD_PHASES: Mapping[str, str] = {
-    "connecting": "starting processes",
-    "data": "preparing data",
-    "compiling": "compiling",
-    "restoring": "restoring",
-    "initializing": "initializing the model",
-    "evaluating": "evaluating",
-    "script": "running the script",
-    "training": "training",
-    "saving": "saving",
-    "exporting": "exporting",
+# What the training process calls its phases.
+CHILD_PHASES: Mapping[str, Phase] = {
+    "connecting": Phase.STARTING,
+    "data": Phase.DATA,
+    "compiling": Phase.COMPILING,
+    "restoring": Phase.RESTORING,
+    "initializing": Phase.INITIALIZING,
+    "evaluating": Phase.EVALUATING,
+    "script": Phase.SCRIPT,
+    "training": Phase.TRAINING,
+    "saving": Phase.SAVING,
+    "exporting": Phase.EXPORTING,
 }
 WRITE_INTERVAL_S = 0.5
 
 
 class RunRecord:
-    """Keeps a run's status and writes it: at once when the state or phase changes, else at most every `WRITE_INTERVAL_S`."""
+    """Keeps a run's status and writes it: at once when the state or phase changes, else at most every `WRITE_INTERVAL_S`.
+
+    Every method that writes raises Superseded, and writes nothing, once somebody else has claimed a later attempt of the run.
+    """
 
     def __init__(self, directory: RunDirectory, status: RunStatus, clock: Callable[[], float], usd_per_hour: float | None) -> None:
+        """`status`: what the run's last supervisor, or who submitted it, has left. Its account goes on, without a gap."""
         self._directory = directory
+        self._claims = Claims(directory.files)
         self._clock = clock
         self._usd_per_hour = usd_per_hour
-        self._phase_since = clock()
+        self._account = Account(
+            status.updated_at or clock(), status.unwatched, seconds=status.phases, dollars=status.costs, highest=status.highest_step
+        )
         self._written = 0.0
-        self._slices_since: float | None = None
-        self._cost = status.cost_usd or 0.0
+        self._stalls: dict[int, float] = {}
+        """Seconds by host, of this attempt."""
         self.status = status
 
     def enter(self, state: RunState, phase: str, **fields: Any) -> None:
-        """Change state and phase; both are written at once, a new state also as an event."""
-        self._close_phase()
+        """Change state and phase; both are written at once, a new state also as an event. A new attempt is claimed first. The account ends
+        with a final state.
+        """
+        self._claim(fields.get("attempt", self.status.attempt))
+        if state is RunState.STOPPED and self._directory.stop_requested() is StopRequest.SUSPEND:
+            state, fields = RunState.SUSPENDED, {**fields, "ended_at": None}
+        if phase in _ACCOUNTED:
+            self._pass_to(Phase(phase), self._clock())
         changed = state is not self.status.state
         self._set(state=state, phase=phase, **fields)
         if changed:
@@ -45,17 +60,26 @@ class RunRecord:
         self.write()
 
     def event(self, name: str, **fields: Any) -> None:
+        self._claims.check(self.status.attempt)
         self._directory.append_event({"time": self._clock(), "event": name, **fields})
+
+    def begin_attempt(self) -> None:
+        """New training processes: nothing is done and nothing restored."""
+        self._stalls = {}
+        self._account.begin_at(0)
 
     def hold_slices(self, names: list[str], hosts: int) -> None:
         """From now on the run pays for these slices; an empty list ends that."""
-        self._cost = self._cost_now()
-        self._slices_since = self._clock() if names else None
+        self._pay(bool(names))
         self._set(slices=names, hosts=hosts)
         self.write()
 
-    def apply(self, event: Mapping[str, Any]) -> None:
-        """Take in what process 0 of the gang said."""
+    def apply(self, event: Mapping[str, Any], index: int = 0) -> None:
+        """Take in what a process of the gang said: of process 0 all, of the others how long the devices waited for them."""
+        if event["event"] == "step":
+            self._stalls[index] = event.get("stall_s", 0.0)
+        if index != 0:
+            return
         handler = _HANDLERS.get(event["event"])
         if handler is not None:
             handler(self, event)
@@ -67,41 +91,65 @@ class RunRecord:
         if self._clock() - self._written >= max(WRITE_INTERVAL_S, self._directory.poll_s):
             self.write()
 
-    def write(self) -> None:
+    def spent(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Seconds and US dollars by phase, up to now."""
         now = self._clock()
-        self._close_phase()
-        total = sum(self.status.phases.values())
-        silent = "training" not in self.status.phases and CHILD_PHASES["script"] in self.status.phases  # a script that reports nothing
-        goodput = self.status.phases.get("training", 0.0) / total if total > 0 and not silent else None
-        cost = None if self._usd_per_hour is None else round(self._cost_now(), 4)
-        self._set(updated_at=now, goodput=goodput, cost_usd=cost)
+        return self._account.seconds(now), self._account.dollars(now)
+
+    def write(self) -> None:
+        self._claims.check(self.status.attempt)
+        now = self._clock()
+        until = self.status.ended_at if self.status.state in FINAL and self.status.ended_at is not None else now
+        phases, costs = self._account.seconds(until), self._account.dollars(until)
+        self._set(
+            updated_at=until,
+            phases={phase: round(seconds, 3) for phase, seconds in phases.items()},
+            goodput=goodput(phases),
+            costs={phase: round(dollars, 6) for phase, dollars in costs.items() if dollars},
+            cost_usd=None if self._usd_per_hour is None else round(sum(costs.values()), 4),
+            highest_step=self._account.highest,
+        )
         self._directory.write_status(self.status)
         self._written = now
 
-    def _cost_now(self) -> float:
-        held = 0.0 if self._slices_since is None else self._clock() - self._slices_since
-        return self._cost + held / 3600 * (self._usd_per_hour or 0.0)
+    def _claim(self, attempt: int) -> None:
+        if attempt > self.status.attempt and not self._claims.claim(attempt, self.status.job or self.status.run_id):
+            raise Superseded(f"attempt {attempt} is somebody else's")
 
-    def _close_phase(self) -> None:
-        now = self._clock()
-        if self.status.phase and self.status.state not in _IDLE:
-            phases = dict(self.status.phases)
-            phases[self.status.phase] = phases.get(self.status.phase, 0.0) + now - self._phase_since
-            self._set(phases=phases)
-        self._phase_since = now
+    def _pass_to(self, phase: Phase, when: float) -> None:
+        if phase is not self._account.phase:
+            self._account.enter(phase, when)
+            if phase is Phase.BOOTING:  # a slice is billed from when it is READY
+                self._pay(True)
+            if phase is Phase.CAPACITY:
+                self._pay(False)
+
+    def _pay(self, paying: bool) -> None:
+        self._account.charge((self._usd_per_hour or 0.0) / 3600 if paying else 0.0, self._clock())
 
     def _set(self, **fields: Any) -> None:
         self.status = dataclasses.replace(self.status, **fields)
 
+    def _heard_at(self, event: Mapping[str, Any]) -> float:
+        """When it happened: the host's clock may be ahead of ours, but not of what we hear."""
+        now = self._clock()
+        return min(now, float(event.get("time", now)))
+
     def _on_phase(self, event: Mapping[str, Any]) -> None:
         phase = CHILD_PHASES.get(event["phase"], event["phase"])
-        self._close_phase()
+        if phase in _ACCOUNTED:
+            self._pass_to(Phase(phase), self._heard_at(event))
         self._set(phase=phase)
-        self.write()
+        if phase not in _BRIEF:
+            self.write()
 
     def _on_step(self, event: Mapping[str, Any]) -> None:
+        self._account.step(event["step"], max(self._stalls.values()), self._heard_at(event))  # all wait for the slowest
         new = {key: event[key] for key in ("loss", "tokens_per_second", "mfu") if event.get(key) is not None}
         self._set(step=event["step"], total_steps=event["total_steps"], **new)
+
+    def _on_restored(self, event: Mapping[str, Any]) -> None:
+        self._account.begin_at(event["step"])
 
     def _on_checkpoint(self, event: Mapping[str, Any]) -> None:
         self._set(checkpoint=event["step"])
@@ -113,10 +161,13 @@ class RunRecord:
         self._set(step=event["step"], **({"loss": event["loss"]} if event.get("loss") is not None else {}))
 
 
-_IDLE = (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED, RunState.SUSPENDED, RunState.QUEUED)
+_ACCOUNTED = frozenset(phase.value for phase in Phase)
+_BRIEF = (Phase.TRAINING, Phase.SAVING)
+"""They alternate; the next tick writes them."""
 _HANDLERS: Mapping[str, Callable[[RunRecord, Mapping[str, Any]], None]] = {
     "phase": RunRecord._on_phase,
     "step": RunRecord._on_step,
+    "restored": RunRecord._on_restored,
     "checkpoint": RunRecord._on_checkpoint,
     "evaluation": RunRecord._on_evaluation,
     "finished": RunRecord._on_finished,

@@ -3,12 +3,17 @@
 A child is started by a thread that lives as long as the child: the kernel sends its PR_SET_PDEATHSIG when the THREAD that started it
 ends, not the process. The child ends with its runner, and the runner with its supervisor.
 
+A supervisor asks its runners all the time; when none has asked for a while (launcher/gang/lease.py) the child is killed: this host may be
+cut off, and the run may be going on elsewhere.
+
 When the host's agent announces the end of the host (cluster/vm/host_dir.py), the runner tells the supervisor and asks its child to
 checkpoint and end at the next step: by SIGTERM, and by a byte in a pipe, which a user's program can look for at any time
 (launcher/training/script.py). A process that was asked and ends with exit code 0 has stopped (143), unless it said that it was done.
 """
 
+import contextlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -17,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +33,11 @@ from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice
 from launcher import code
 from launcher.gang.attempt import EXIT_STOPPED
 from launcher.gang.evidence import first_error, sickness
+from launcher.gang.lease import LEASE_S
 from launcher.gang.memory import OomWatch
 from launcher.gang.mirror import Place, open_place
+
+logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 
@@ -157,12 +165,19 @@ class Child:
 class Runner:
     """The actor. Its methods run in a pool of threads, so that `next_events` may block while others are called."""
 
-    def __init__(self, run_dir: str, host: int) -> None:
+    def __init__(self, run_dir: str, host: int, lease: float = LEASE_S) -> None:
+        """`run_dir`: a local path or gs://. `lease`: seconds that the child lives on after the last question."""
+        self._url = run_dir
         self._place = open_place(run_dir, host, cache_dir())
         self._host = host
         self._events: queue.Queue[Event] = queue.Queue()
         self._child: Child | None = None
         self._told: Notice | None = None
+        self._lease = lease
+        self._lock = threading.Lock()
+        self._asking = 0
+        """Questions that wait for an answer now."""
+        self._asked = time.monotonic()
         folder = os.environ.get(HOST_DIR_VARIABLE)
         if folder is not None:
             threading.Thread(target=self._watch_notices, args=(Path(folder),), name="notices", daemon=True).start()
@@ -195,20 +210,28 @@ class Runner:
             **environment,
         }
         argv = [sys.executable, "-m", "launcher.training.child", str(self._place.folder)]
-        argv += ["--attempt", str(attempt), "--checkpoints", self._place.checkpoints]
+        argv += ["--attempt", str(attempt), "--run", self._url, "--checkpoints", self._place.checkpoints]
+        self.renew()
         self._child = Child(argv, env, self._place.folder / log, self._events, self._place)
+        threading.Thread(target=self._watch_supervisor, args=(self._child,), name="lease", daemon=True).start()
         self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
 
     def next_events(self, timeout: float) -> list[Event]:
         """What the child has said since the last call; waits up to `timeout` seconds for the first event."""
         events = self._events
-        try:
-            found = [events.get(timeout=timeout)]
-        except queue.Empty:
-            return []
+        with self._asked_now():
+            try:
+                found = [events.get(timeout=timeout)]
+            except queue.Empty:
+                return []
         while not events.empty():
             found.append(events.get_nowait())
         return found
+
+    def renew(self) -> None:
+        """The supervisor lives, and asks later."""
+        with self._lock:
+            self._asked = time.monotonic()
 
     def terminate(self) -> None:
         """Ask the child to checkpoint and end."""
@@ -222,6 +245,27 @@ class Runner:
             self._child.wait(30.0)
             self._child = None
             self._events = queue.Queue()  # what it said is over
+
+    @contextlib.contextmanager
+    def _asked_now(self) -> Iterator[None]:
+        with self._lock:
+            self._asking += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking -= 1
+                self._asked = time.monotonic()
+
+    def _watch_supervisor(self, child: Child) -> None:
+        """For as long as the child lives."""
+        while not child.wait(self._lease / 20):  # nobody tells that nobody asks
+            with self._lock:
+                silent = 0.0 if self._asking else time.monotonic() - self._asked
+            if silent > self._lease:
+                logger.warning("no supervisor has asked for %.0f s: ending the training process", silent)
+                child.signal(signal.SIGKILL)
+                return
 
     def _watch_notices(self, folder: Path) -> None:
         """For as long as the actor lives: its process ends with it."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from launcher.goodput import Phase
 from launcher.runs import RunState
 
 
@@ -100,14 +101,17 @@ SHOWN: Mapping[Stage, RunState] = {
 """The state that status.json shows from a stage on; in the others it stays what it was (STARTING, RUNNING or RECOVERING)."""
 
 PHASES: Mapping[Stage, str] = {
-    Stage.RESERVING: "waiting for slices",
-    Stage.JOINING: "waiting for hosts",
-    Stage.STARTING: "starting processes",
-    Stage.PAUSING: "recovering",
-    Stage.MOVING: "recovering",
+    Stage.RESERVING: Phase.CAPACITY,
+    Stage.JOINING: Phase.BOOTING,
+    Stage.STARTING: Phase.STARTING,
+    Stage.GATHERING: Phase.RECOVERING,
+    Stage.PAUSING: Phase.RECOVERING,
+    Stage.MOVING: Phase.RECOVERING,
     Stage.STOPPING: "stopping",
 }
-"""The phase that status.json shows from a stage on; in the others it is what process 0 said last."""
+"""The phase that status.json shows from a stage on; in the others it is what process 0 said last. "stopping" is only shown: the time is
+still that of what the processes do.
+"""
 
 _S, _H, _E = Stage, Happening, Effect
 _SUCCESS = Step(_S.SUCCEEDED, (_E.RELEASE,))

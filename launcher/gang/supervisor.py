@@ -23,7 +23,9 @@ from cluster.autoscaler import slice_resource
 from cluster.logs import set_up_logging
 from cluster.secret_place import SecretPlace
 from cluster.tpu.lifecycle import provisioning_limit
-from launcher.config import BudgetConfig
+from launcher.attempts import settle
+from launcher.claims import Claims, Superseded
+from launcher.config import RunConfig
 from launcher.gang.attempt import Attempt
 from launcher.gang.budgets import Budgets, Verdict
 from launcher.gang.evidence import Cause, HostFailure, is_echo
@@ -31,6 +33,9 @@ from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
 from launcher.gang.states import BEGIN, ENDS, PHASES, SHOWN, TRANSITIONS, Effect, Happening, Stage, Step
+from launcher.goodput import Phase
+from launcher.index import RunIndex
+from launcher.limits import limit_reached
 from launcher.runs import Recoveries, RunDirectory, RunState, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -62,7 +67,7 @@ class Supervisor:
         directory: RunDirectory,
         gang: Gang,
         record: RunRecord,
-        budget: BudgetConfig,
+        config: RunConfig,
         clock: Callable[[], float] = time.time,
         *,
         taken: Callable[[list[str]], str] = lambda _: "",
@@ -75,7 +80,8 @@ class Supervisor:
         self._directory = directory
         self._gang = gang
         self._record = record
-        self._budgets = Budgets(budget)
+        self._config = config
+        self._budgets = Budgets(config.budget, record.status.spent)
         self._clock = clock
         self._taken = taken
         self._hosts_limit = hosts_limit
@@ -89,6 +95,8 @@ class Supervisor:
         self._stage = Stage.RESERVING
         self._since = clock()
         self._looked_for_stop = float("-inf")
+        self._limit: str | None = None
+        """Which setting ends the run."""
 
     def interrupt(self, *_: object) -> None:
         """A signal handler: stop the run the way `tpu train stop` does."""
@@ -129,6 +137,10 @@ class Supervisor:
     def _watch_slices(self) -> None:
         if self._gang.reserved(self._group, timeout=1):
             self._happen(Happening.RESERVED)
+            return
+        phase = Phase.BOOTING if self._gang.boots() else Phase.CAPACITY
+        if phase != self._record.status.phase:
+            self._record.enter(self._record.status.state, phase)
 
     def _watch_hosts(self) -> None:
         if self._gang.find_hosts(self._group):
@@ -147,8 +159,8 @@ class Supervisor:
     def _take(self, index: int, event: Mapping[str, Any]) -> None:
         if event["event"] == "notice":
             self._record.event("notice", host=self._attempt.hosts[index], kind=event["kind"], deadline=event["deadline"])
-        elif index == 0 and event["event"] not in ("error", "exit", "lost"):
-            self._record.apply(event)
+        elif event["event"] not in ("error", "exit", "lost"):
+            self._record.apply(event, index)
         happening = self._attempt.take(index, event)
         if happening is Happening.STEP:
             self._record.event("first_step", step=self._attempt.step, attempt=self._record.status.attempt)
@@ -156,14 +168,17 @@ class Supervisor:
             self._happen(happening)
 
     def _stop_asked(self) -> Happening | None:
-        """What the user wants and is not under way yet. The run directory is asked as often as it bears."""
+        """What the user wants, now or by a limit, and is not under way yet. The run directory is asked as often as it bears."""
         asked = StopRequest.SAVE if self._interrupted.is_set() else None
         if self._clock() - self._looked_for_stop >= self._directory.poll_s:
             self._looked_for_stop = self._clock()
             asked = self._directory.stop_requested() or asked
         if asked is StopRequest.NOW:
             return Happening.STOP_NOW
-        return Happening.STOP if asked is StopRequest.SAVE and self._stage is not Stage.STOPPING else None
+        if asked is None:
+            self._limit = limit_reached(self._config, *self._record.spent())
+            asked = StopRequest.SAVE if self._limit is not None else None
+        return Happening.STOP if asked is not None and self._stage is not Stage.STOPPING else None
 
     def _time_up(self) -> bool:
         """Whether the stage's own time limit has passed; most have none: capacity and training take as long as they take."""
@@ -194,6 +209,7 @@ class Supervisor:
 
     def _start(self) -> Happening | None:
         self._attempt = Attempt([host.name for host in self._gang.hosts], self._clock)
+        self._record.begin_attempt()
         try:
             self._gang.start(self._record.status.attempt, ANSWER_LIMIT_S)
         except GangLost as error:
@@ -243,7 +259,12 @@ class Supervisor:
         if state is RunState.RECOVERING and self._first is not None:
             counts = {**vars(status.recoveries), self._cause.value: getattr(status.recoveries, self._cause.value) + 1}
             failure = failure_of(self._first.host, self._first.describe)
-            fields = {"attempt": status.attempt + 1, "recoveries": Recoveries(**counts), "first_failure": failure}
+            fields = {
+                "attempt": status.attempt + 1,
+                "recoveries": Recoveries(**counts),
+                "first_failure": failure,
+                "spent": self._budgets.spent,
+            }
             self._first = None  # it is counted
         self._record.enter(state, PHASES.get(self._stage, status.phase), **fields)
         if fields and self._verdict.delay > 0:
@@ -261,12 +282,13 @@ class Supervisor:
     def _why_stopped(self, left: Stage, why: Happening | None) -> str:
         if why is Happening.STOP_NOW:
             return "stopped at once, as somebody asked"
+        reason = "stopped on request" if self._limit is None else f"stopped: {self._limit}"
         if left is Stage.STOPPING and why is Happening.TIME_UP:
-            return f"stopped; its processes did not checkpoint within {STOP_GRACE_S:.0f} s and were killed"
+            return f"{reason}; its processes did not checkpoint within {STOP_GRACE_S:.0f} s and were killed"
         if left is Stage.STOPPING and why in (Happening.FAILURE, Happening.GONE):
             first, _ = self._attempt.finding()
-            return f"stopped on request; on the way {first.host} failed: {first.describe}"
-        return f"stopped while {_STOPPED_WHILE[left]}" if left in _STOPPED_WHILE else "stopped on request"
+            return f"{reason}; on the way {first.host} failed: {first.describe}"
+        return f"{reason}, while {_STOPPED_WHILE[left]}" if left in _STOPPED_WHILE else reason
 
     def _find_cause(self) -> tuple[HostFailure, Cause]:
         first, cause = self._attempt.finding()
@@ -310,10 +332,20 @@ _EFFECTS: Mapping[Effect, Callable[[Supervisor], Happening | None]] = {
 }
 
 
+def wait_for_silence(record: RunRecord, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+    """Return when no training process of a supervisor before this one lives any more: the run is never executed twice at a time."""
+    if clock() < record.status.quiet_at:
+        record.enter(record.status.state, "waiting for the end of what was left")
+    while clock() < record.status.quiet_at:
+        record.tick()
+        sleep(0.2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", help="a local path or gs://")
     parser.add_argument("--job", required=True)
+    parser.add_argument("--index", required=True, help="where the cluster's unfinished runs are listed")
     parser.add_argument("--secrets", type=SecretPlace.from_json, metavar="JSON", help="where they are, not what they are")
     arguments = parser.parse_args()
     directory = RunDirectory(arguments.run_dir)
@@ -321,29 +353,39 @@ def main() -> None:
     config = directory.config()
     status = directory.status()
     assert status is not None, f"{directory.url} has no status.json"
+    if not Claims(directory.files).holds(arguments.job):
+        logger.warning("somebody else has taken the run over; job %s does nothing", arguments.job)
+        return
     record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)
-    record.enter(RunState.STARTING, "connecting to Ray")
+    if status.state is RunState.QUEUED:
+        record.enter(RunState.STARTING, Phase.STARTING)
+    else:
+        record.enter(RunState.RECOVERING, Phase.RECOVERING)
     ray.init(address=os.environ["RAY_ADDRESS"], namespace=directory.run_id, log_to_driver=False, logging_level=logging.WARNING)
     gang = Gang(directory, config.slices, slice_resource(config.slices), arguments.secrets)
     supervisor = Supervisor(
         directory,
         gang,
         record,
-        config.run.budget,
+        config.run,
         taken=functools.partial(taken_slice, config.cluster.name),
         hosts_limit=provisioning_limit(config.slices.hosts),
     )
     signal.signal(signal.SIGTERM, supervisor.interrupt)
     try:
+        wait_for_silence(record, time.time, time.sleep)
         supervisor.run()
+    except Superseded as error:
+        logger.warning("ending without a word more: %s", error)
+        gang.release()
+        return
     except BaseException as error:
         # The outermost loop: whatever went wrong here must be found in the run directory, not in the log of a job that may be gone.
         logger.exception("the supervisor failed")
         record.enter(RunState.FAILED, "", reason=f"the supervisor failed: {type(error).__name__}: {error}", ended_at=time.time())
         raise
     finally:
-        if arguments.secrets is not None:
-            arguments.secrets.delete()
+        settle(directory, RunIndex(arguments.index))
     print(json.dumps({"run": directory.run_id, "state": record.status.state}))
 
 

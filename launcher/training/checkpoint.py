@@ -65,16 +65,18 @@ class Checkpoints:
         *,
         meaning: Meaning,
         allow: Collection[str] = (),
+        may_publish: Callable[[], None] = lambda: None,
         save_limit_s: int = SAVE_LIMIT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`folder` is a local path or gs://. `meaning` goes into every checkpoint, and a restore compares it, except what `allow` names.
+        `may_publish` is called on process 0 before a checkpoint is committed, and raises where it must not be.
 
         Raises StorageError when the place is of no known kind.
         """
         self._storage = open_storage(str(folder))
         self._retention, self._reporter, self._clock = retention, reporter, clock
-        self._meaning, self._allow = meaning, allow
+        self._meaning, self._allow, self._may_publish = meaning, allow, may_publish
         _write_small_arrays_whole()
         self._saver = ocp.AsyncCheckpointer(
             ocp.StandardCheckpointHandler(),
@@ -178,6 +180,7 @@ class Checkpoints:
         without its manifest.
         """
         assert self._under_way is not None
+        self._may_publish()
         name = self._saver.get_temporary_path(self._path(self._under_way)).get().name
         seal(self._storage, name, self._under_way, self._meaning)
 

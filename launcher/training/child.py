@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m launcher.training.child")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, default=0)
+    parser.add_argument("--run", help="the run directory itself, where RUN_DIR is a host's copy of one on gs://")
     parser.add_argument("--checkpoints", help="where they are, a local path or gs://; by default in RUN_DIR")
     args = parser.parse_args(argv)
     reporter = reporter_from_environment()
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     code, opened = EXIT_FAILED, contextlib.ExitStack()
     try:
         try:
-            code = run(args.run_dir, args.attempt, reporter, opened, args.checkpoints)
+            code = run(args.run_dir, args.attempt, reporter, opened, args.checkpoints, args.run)
         except Exception as error:  # noqa: BLE001  # the outermost loop: whatever happened is told to the log and to the supervisor
             tell(error, reporter)
         opened.close()  # after the telling: it may wait for peers that are gone
@@ -93,17 +94,22 @@ def run_users(program: Entrypoint, run_dir: Path, reporter: Reporter) -> NoRetur
     sys.exit(EXIT_DONE)
 
 
-def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.ExitStack, checkpoints: str | None) -> int:
+def run(
+    run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.ExitStack, checkpoints: str | None, url: str | None = None
+) -> int:
     """Train what RUN_DIR/config.yaml says; the exit code. Raises whatever goes wrong, and then leaves the job in `opened`."""
     reporter.emit("phase", phase="connecting")
     if user_code := os.environ.get("PODLAUNCH_USER_CODE"):
         sys.path.append(user_code)
     gang = Gang.from_environment()
     connect(gang)
+    from launcher.claims import Claims
     from launcher.config import LaunchConfig
+    from launcher.run_files import open_files
     from launcher.training.job import Preempted, TrainingJob
 
     config = LaunchConfig.from_yaml(run_dir / "config.yaml")
+    claims = Claims(open_files(url or run_dir))
     job = opened.enter_context(
         TrainingJob(
             config.training,
@@ -112,6 +118,7 @@ def run(run_dir: Path, attempt: int, reporter: Reporter, opened: contextlib.Exit
             attempt=attempt,
             peak_flops=peak_flops(),
             allow=config.run.allow,
+            may_publish=lambda: claims.check(attempt),
             checkpoints=checkpoints,
         )
     )

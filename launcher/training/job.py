@@ -6,7 +6,7 @@ What it leaves in `output`: metrics.jsonl, tensorboard/, checkpoints/<step>/, an
 """
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -68,10 +68,12 @@ class TrainingJob:
         attempt: int = 0,
         peak_flops: float | None = None,
         allow: Collection[str] = (),
+        may_publish: Callable[[], None] = lambda: None,
         checkpoints: str | None = None,
     ) -> None:
+        """`may_publish` is called on process 0 before anything is published that outlives the attempt; it raises where that must not be."""
         self.config, self.output, self.attempt = config, output, attempt
-        self.peak_flops, self.allow = peak_flops, allow
+        self.peak_flops, self.allow, self.may_publish = peak_flops, allow, may_publish
         self.checkpoints = checkpoints or str(output / FOLDER)
         self.reporter = reporter or SilentReporter()
         self.tokenizer: Tokenizer = ByteTokenizer()
@@ -120,8 +122,11 @@ class TrainingJob:
         self._phase("saving")
         ready.checkpoints.save(int(ready.state.step), ready.state)
         after = self._evaluate("after", trainer.steps)
+        self._phase("saving")
         ready.checkpoints.wait()
         self._phase("exporting")
+        if is_main():
+            self.may_publish()
         export = export_model(ready.state.params, self.config, self.tokenizer, self.output / "export", ready.layout)
         self.reporter.emit("finished", step=trainer.steps, loss=loss)
         return TrainingResult(trainer.steps, loss, before, after, export)
@@ -152,7 +157,7 @@ class TrainingJob:
         trainer = self.config.trainer
         retention = Retention(trainer.keep_checkpoints, trainer.keep_every)
         meaning = meaning_of(self.config, data.key)
-        return Checkpoints(self.checkpoints, retention, self.reporter, meaning=meaning, allow=self.allow)
+        return Checkpoints(self.checkpoints, retention, self.reporter, meaning=meaning, allow=self.allow, may_publish=self.may_publish)
 
     def _loop(self, ready: "_Prepared", first: int) -> Loop:
         history = history_of(RunDirectory(self.output).events()) if is_main() else History()

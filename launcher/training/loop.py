@@ -17,6 +17,7 @@ from launcher.training.metrics import MetricsWriter, StepRecord
 from launcher.training.preemption import StopSignal
 from launcher.training.reporter import Reporter, StepThrottle
 from launcher.training.saving import Saving
+from launcher.training.stall import Stall, StepClock
 from launcher.training.state import TrainState
 from launcher.training.step import CompiledSteps, StepMetrics, put_batch
 
@@ -73,24 +74,38 @@ class Loop:
 
     def run(self, first: int) -> float | None:
         """Steps first + 1 to `trainer.steps`; the loss of the last logged one. Raises Preempted, NonFinite, CheckpointError."""
+        self._marked = (first, time.monotonic())
+        steps = StepClock(None if self._wait_each else jax.block_until_ready)
+        try:
+            return self._steps(first, Stall(steps), steps)
+        finally:
+            steps.close()
+
+    def _steps(self, first: int, stall: Stall, steps: StepClock) -> float | None:
         ready, trainer = self.ready, self.config.trainer
         loss: float | None = None
-        self._marked = (first, time.monotonic())
         for step in range(first + 1, trainer.steps + 1):
             if ready.stop.reached(step):
                 self._check(up_to=step - 1)
                 self._stop(step - 1)
-            ready.state, metrics = ready.steps.train(ready.state, put_batch(self.batches, step - 1, ready.layout))
+            batch = put_batch(self.batches, step - 1, ready.layout)
+            stall.dispatching()
+            ready.state, metrics = ready.steps.train(ready.state, batch)
+            steps.dispatched(metrics)
             if self._wait_each:
                 jax.block_until_ready((ready.state, metrics))  # type: ignore[no-untyped-call]  # JAX's
+                steps.done()
             save = self.saving.due(step) and step < trainer.steps
             self._unchecked.append((step, metrics))
             self._check(up_to=step if save or self._wait_each or self._is_logged(step) else step - CHECKED_BEHIND)
             record = self._record(step, metrics) if self._is_logged(step) else None
             loss = record.loss if record else loss
-            self._report(step, record)
+            self._report(step, record, stall.seconds, told=save)
             if save:
+                self.reporter.emit("phase", phase="saving")
                 ready.checkpoints.save(step, ready.state)
+                self.reporter.emit("phase", phase="training")
+                stall.resume()
             ready.checkpoints.poll()
         return loss
 
@@ -140,14 +155,15 @@ class Loop:
             step_time=step_time,
         )
 
-    def _report(self, step: int, record: StepRecord | None) -> None:
+    def _report(self, step: int, record: StepRecord | None, stall_s: float, *, told: bool) -> None:
+        """`told`: whatever the throttle says, since another phase begins."""
         if record and self.ready.metrics:
             self.ready.metrics.step(record)
-        if self._throttle.passes(step, record is not None):
+        if self._throttle.passes(step, record is not None or told):
             values: dict[str, Any] = dict.fromkeys(("loss", "tokens_per_second", "mfu"))
             if record:
                 values = {name: getattr(record, name) for name in values}
-            self.reporter.emit("step", step=step, total_steps=self.config.trainer.steps, **values)
+            self.reporter.emit("step", step=step, total_steps=self.config.trainer.steps, stall_s=round(stall_s, 4), **values)
 
     def _stop(self, step: int) -> None:
         """Save at this boundary and leave."""

@@ -10,6 +10,9 @@ from cluster import processes
 from cluster.emulator.storage import Storage, storage_binary, storage_marker
 from cluster.state import private_dir
 from cluster.storage import Bucket
+from tests.unit.fake_head import cluster, head
+
+__all__ = ["cluster", "endpoint", "head"]
 
 
 @pytest.fixture(scope="session")

@@ -214,6 +214,29 @@ def test_a_head_that_is_gone_is_made_again_with_another_token(google: Google) ->
     assert google.services.secrets.read("podlaunch-mine-token") == second.token_file.read_text()
 
 
+def test_what_runs_were_given_outlives_the_head_vm(google: Google, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "s3cret")
+    place, _ = jobs.store_secrets(up(google.config), RunDirectory(tmp_path / "my.run"), ["HF_TOKEN"])
+    google.services.instances.delete(ZONE, "podlaunch-mine-head")
+    while google.services.instances.get(ZONE, "podlaunch-mine-head") is not None:
+        pass
+    again = up(google.config)
+    assert place is not None
+    assert json.loads(place.read()) == {"HF_TOKEN": "s3cret"}
+    clusters.stop(again, lambda _: None)
+    assert google.left() == []
+
+
+def test_a_head_vm_is_told_what_runs_beside_ray(google: Google, tmp_path: Path) -> None:
+    clusters.up(google.config, lambda _: None, companion=["-m", "beside"], outside=Outside(make_bundle=lambda *_: BUNDLE))
+    (vm,) = google.services.instances.list({OWNER_LABEL: "mine"})
+    settings = VmHeadSettings.from_json(vm.metadata[HEAD_ATTRIBUTE])
+    assert settings.companion == ["-m", "beside"]
+    folder = tmp_path / "vm"
+    folder.mkdir()
+    assert prepare(settings, "127.0.0.1", folder).companion == ["-m", "beside"]
+
+
 def test_another_machine_of_the_project_joins_by_the_head_vm(google: Google, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = up(google.config).token_file.read_text()
     monkeypatch.setenv("PODLAUNCH_STATE_DIR", str(tmp_path / "another"))
@@ -245,8 +268,10 @@ def test_secrets_of_runs_go_to_secret_manager_and_go_with_the_cluster(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "s3cret")
     cluster = up(google.config)
-    for attempt in (0, 1):
-        jobs.submit(cluster, RunDirectory(tmp_path / "my.run"), attempt, ["HF_TOKEN", "NOT_SET"])
+    for job in ("my.run", "my.run-1"):
+        place, names = jobs.store_secrets(cluster, RunDirectory(tmp_path / "my.run"), ["HF_TOKEN", "NOT_SET"])
+        jobs.post(cluster.http, RunDirectory(tmp_path / "my.run"), job, place, "index")
+        assert names == ["HF_TOKEN"]
     assert all("s3cret" not in posted for posted in google.hosts.posted)
     assert json.loads(google.services.secrets.read("podlaunch-mine-run-my_run")) == {"HF_TOKEN": "s3cret"}
     assert not (cluster.folder / "secrets").exists()

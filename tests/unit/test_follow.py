@@ -26,12 +26,12 @@ def run(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-def watch(run: RunDirectory, *actions: Action, terminal: bool = False) -> tuple[int, str]:
+def watch(run: RunDirectory, *actions: Action, terminal: bool = False, check: Callable[[], str | None] = lambda: None) -> tuple[int, str]:
     """Follow the run while `actions` happen, one at each poll."""
     left = list(actions)
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=200)
-    code = follow(run, console, check=lambda: None, sleep=lambda _: left.pop(0)())
+    code = follow(run, console, check=check, sleep=lambda _: left.pop(0)())
     return code, output.getvalue()
 
 
@@ -52,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
 def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
     code, text = watch(
         run,
-        lambda: run.write_status(status(RunState.STARTING, phase="waiting for slices")),
+        lambda: run.write_status(status(RunState.STARTING, phase="waiting for capacity")),
         lambda: run.append_event({"time": 120.0, "event": "hosts", "hosts": ["s/0", "s/1"]}),
         metric(run, 5, 2.25),
         lambda: run.append_event({"time": 140.0, "event": "checkpoint", "step": 5}),
@@ -63,6 +63,9 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
                 loss=2.0,
                 ended_at=165.0,
                 phases={"training": 50.0, "compiling": 10.0},
+                goodput=50 / 60,
+                cost_usd=6.0,
+                costs={"training": 5.0, "compiling": 1.0},
                 held_out_before=5.0,
                 held_out_after=3.0,
                 recoveries=Recoveries(infrastructure=1),
@@ -71,7 +74,7 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
     )
     assert code == EXIT_OK
     for line in (
-        "01:00  waiting for slices",
+        "01:00  waiting for capacity",
         "00:20  2 hosts: s/0, s/1",
         "00:30  step 5/10  loss 2.2500  1,234 tokens/s",
         "00:40  checkpoint of step 5",
@@ -80,6 +83,8 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
         "held out    5.0000 nat a token before, 3.0000 after",
         "recoveries  1 (1 infrastructure)",
         "time        training 50.0 s, compiling 10.0 s",
+        "goodput     83.3% of 01:00 trained something new",
+        "cost        $6.00 (estimate by list price), $5.00 of it trained something new",
         f"directory   {run.path}",
     ):
         assert line in text.splitlines(), line
@@ -107,7 +112,7 @@ def test_a_terminal_shows_a_live_bar_with_the_time_left(run: RunDirectory) -> No
     _, text = watch(
         run,
         lambda: run.write_status(status(RunState.STARTING, phase="compiling")),
-        lambda: run.write_status(status(RunState.RUNNING, phase="training", step=5, loss=2.5, phases={"training": 30.0})),
+        lambda: run.write_status(status(RunState.RUNNING, phase="training", step=5, highest_step=5, loss=2.5, phases={"training": 30.0})),
         metric(run, 5, 2.5),
         lambda: None,
         lambda: run.write_status(status(RunState.SUCCEEDED, step=10)),

@@ -41,8 +41,8 @@ class Machine:
         psutil.Process(self.started[-1].pid).kill()
         until(lambda: not self.started[-1].alive())
 
-    def keeper(self, **options: float) -> HostRay:
-        return HostRay(self.start, self.folder, self.clock, **options)
+    def keeper(self, rejoin_after: float = 0.0) -> HostRay:
+        return HostRay(self.start, self.folder, self.clock, rejoin_after=rejoin_after)
 
     def restart_after(self, keeper: HostRay, lived: float) -> float:
         """Let it die after it `lived` so many seconds; the pause until it is started again."""
@@ -57,7 +57,7 @@ class Machine:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)  # another process

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.state import cluster_dir
-from cluster.tpu.losses import Losses, read_losses
+from cluster.tpu.losses import Losses, read_losses, read_ready
 from cluster.tpu.messages import Slice
 from cluster.tpu.slices import ClusterSlice
 from launcher.gang.losses import WAIT_S, taken_slice
@@ -54,6 +54,17 @@ def test_a_slice_that_is_well_or_deleted_by_us_is_no_loss() -> None:
     for state in ("READY", "REPAIRING", "DELETING"):
         losses.take(listed(state), 100.0)
     assert read_losses("c") == (100.0, {})
+
+
+def test_slices_that_are_ready_are_told_with_their_type() -> None:
+    losses = Losses("c")
+    assert read_ready("c") == {}, "nobody has listed yet"
+    losses.take(listed("CREATING"), 100.0)
+    assert read_ready("c") == {}
+    losses.take(listed("READY"), 102.0)
+    assert read_ready("c") == {"c-1": "v4-16"}
+    losses.take(listed("PREEMPTED"), 104.0)
+    assert read_ready("c") == {}
 
 
 def test_a_cluster_that_is_being_stopped_has_nobody_to_be_told(folder: Path) -> None:

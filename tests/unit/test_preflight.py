@@ -80,6 +80,14 @@ def test_a_finished_run_is_resumed_only_to_train_further(tmp_path: Path) -> None
         prepare_run(config_for(tmp_path, run={"name": "old", "resume": True}, trainer={"steps": 5}))
 
 
+def test_a_run_that_has_used_up_its_hours_is_resumed_only_with_more(tmp_path: Path) -> None:
+    run = existing(tmp_path, RunState.STOPPED)
+    run.write_status(RunStatus("old", "c", RunState.STOPPED, phases={"training": 7200.0, "idle": 1e6}))
+    with pytest.raises(ConfigError, match=r"run\.max_hours=2 is reached by what the run has used already"):
+        prepare_run(config_for(tmp_path, run={"name": "old", "resume": True, "max_hours": 2}))
+    prepare_run(config_for(tmp_path, run={"name": "old", "resume": True, "max_hours": 2.1}))
+
+
 @pytest.mark.parametrize(
     ("run", "expected"),
     [

@@ -5,6 +5,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -111,3 +112,19 @@ def test_the_agents_file_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_notice(tmp_path, Notice(NoticeKind.MAINTENANCE, 1.0, 31.0))
     assert runner.next_events(20.0)[0]["kind"] == "maintenance"
     assert runner._child.wait(20)
+
+
+def test_a_child_that_nobody_supervises_any_more_is_ended(tmp_path: Path) -> None:
+    lease = 1.0
+    runner = Runner(str(tmp_path), 0, lease)
+    runner._child = Child([sys.executable, "-c", SLEEP], dict(os.environ), tmp_path / "log", runner._events)
+    watch = threading.Thread(target=runner._watch_supervisor, args=(runner._child,))
+    watch.start()
+    assert runner.next_events(3 * lease) == [], "it lives while somebody waits for what it says"
+    for _ in range(20):
+        runner.renew()
+        time.sleep(lease / 10)
+    assert watch.is_alive(), "and while its supervisor says that it lives"
+    event = runner._events.get(timeout=20)
+    assert (event["event"], event["code"]) == ("exit", -signal.SIGKILL)
+    watch.join(20)

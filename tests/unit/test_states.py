@@ -95,5 +95,5 @@ def test_the_states_that_are_shown_make_transitions_that_a_run_directory_takes()
 
 
 def test_stages_in_which_nobody_speaks_have_a_phase_of_their_own() -> None:
-    spoken = {Stage.RUNNING, Stage.LEAVING, Stage.GATHERING, Stage.JUDGING}
+    spoken = {Stage.RUNNING, Stage.LEAVING, Stage.JUDGING}
     assert set(PHASES) == set(Stage) - ENDS - spoken

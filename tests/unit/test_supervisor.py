@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.config import ClusterConfig
-from launcher.config import BudgetConfig, DataConfig, LaunchConfig, ModelConfig
+from launcher.config import BudgetConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig
 from launcher.gang.attempt import EXIT_STOPPED
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.placement import Host
@@ -52,6 +52,9 @@ class ScriptedGang:
     def reserved(self, group: str, timeout: int) -> bool:
         self._clock.now += timeout
         return True
+
+    def boots(self) -> bool:
+        return False
 
     def find_hosts(self, group: str) -> bool:
         self.hosts = [Host("s0", worker, f"10.0.0.{worker}", f"n{worker}") for worker in range(2)]
@@ -113,26 +116,31 @@ def supervise(
     *,
     infrastructure: int = 3,
     application: int = 0,
+    max_hours: float | None = None,
+    max_usd: float | None = None,
     interrupt_after: float | None = None,
     taken: str = "",
 ) -> RunStatus:
     """`interrupt_after`: seconds until SIGTERM reaches the supervisor."""
     status = run.status()
     assert status is not None
-    record = RunRecord(run, status, clock, None)
+    began, accounted = clock.now, sum(status.phases.values())
+    record = RunRecord(run, status, clock, 3600.0)
     record.enter(RunState.STARTING, "connecting to Ray")
     budget = BudgetConfig(infrastructure=infrastructure, application=application)
+    config = RunConfig(budget=budget, max_hours=max_hours, max_usd=max_usd)
 
     def wait(seconds: float) -> None:
         clock.now += seconds
 
-    supervisor = Supervisor(run, cast(Gang, gang), record, budget, clock, taken=lambda _: taken, hosts_limit=600.0, wait=wait)
+    supervisor = Supervisor(run, cast(Gang, gang), record, config, clock, taken=lambda _: taken, hosts_limit=600.0, wait=wait)
     if interrupt_after is not None:
         clock.alarms.append((clock.now + interrupt_after, supervisor.interrupt))
     supervisor.run()
     status = run.status()
     assert status is not None
     assert gang.hosts == [], "slices are given back"
+    assert sum(status.phases.values()) - accounted == pytest.approx(clock.now - began, abs=0.01), "every second is in a phase"
     return status
 
 
@@ -192,6 +200,15 @@ def test_infrastructure_failures_end_the_run_once_the_budget_is_used_up(run: Run
     assert status.reason == "run.budget.infrastructure=2 is used up"
 
 
+def test_what_supervisors_before_have_spent_stays_spent(run: RunDirectory) -> None:
+    clock = Clock()
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0, spent={"infrastructure": 1}))
+    scripts: list[Script] = [[(0, step(number)), (0, exited(-signal.SIGKILL))] for number in range(1, 4)]
+    status = supervise(run, ScriptedGang(clock, *scripts), clock, infrastructure=2)
+    assert (status.state, status.reason) == (RunState.FAILED, "run.budget.infrastructure=2 is used up")
+    assert status.spent == {"infrastructure": 2}
+
+
 def test_a_run_that_is_taken_up_again_has_its_whole_budget(run: RunDirectory) -> None:
     clock = Clock()
     used_up = RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0, recoveries=Recoveries(infrastructure=7))
@@ -222,7 +239,7 @@ def test_a_stop_that_comes_first_waits_for_no_slices(run: RunDirectory) -> None:
     run.request_stop()
     gang = ScriptedGang(clock)
     status = supervise(run, gang, clock)
-    assert (status.state, status.reason) == (RunState.STOPPED, "stopped while it waited for its slices")
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped on request, while it waited for its slices")
     assert gang.calls == ["reserve", "release"]
 
 
@@ -247,13 +264,51 @@ def test_a_stop_without_a_checkpoint_overtakes_one_with(run: RunDirectory) -> No
     assert clock.now < 1012
 
 
+def test_a_run_checkpoints_and_ends_when_its_hours_are_used_up(run: RunDirectory) -> None:
+    clock = Clock()
+    began = clock.now
+    gang = ScriptedGang(clock, [(0, step(3))])
+    status = supervise(run, gang, clock, max_hours=0.01)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped: run.max_hours=0.01 is reached")
+    assert "terminate" in gang.calls
+    assert 36 <= clock.now - began < 40
+
+
+def test_hours_of_earlier_supervisors_count_and_idle_ones_do_not(run: RunDirectory) -> None:
+    clock = Clock()
+    phases = {"training": 30.0, "idle": 1e6}
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=0.0, updated_at=clock.now, phases=phases))
+    supervise(run, ScriptedGang(clock, [(0, step(3))]), clock, max_hours=0.01)
+    assert 6 <= clock.now - 1000 < 10
+
+
+def test_a_run_checkpoints_and_ends_when_its_money_is_used_up(run: RunDirectory) -> None:
+    clock = Clock()
+    status = supervise(run, ScriptedGang(clock, [(0, step(3))]), clock, max_usd=20.0)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped: run.max_usd=20 is reached (estimate by list price)")
+    assert status.cost_usd == pytest.approx(20, abs=1), "a dollar a second"
+
+
+def test_a_limit_ends_a_wait_for_capacity(run: RunDirectory) -> None:
+    clock = Clock()
+
+    class Nothing(ScriptedGang):
+        def reserved(self, group: str, timeout: int) -> bool:
+            clock.now += timeout
+            return False
+
+    status = supervise(run, Nothing(clock), clock, max_hours=1.0)
+    assert status.reason == "stopped: run.max_hours=1 is reached, while it waited for its slices"
+    assert status.cost_usd == 0.0
+
+
 def test_a_stop_ends_a_backoff_at_once(run: RunDirectory) -> None:
     clock = Clock()
     scripts: list[Script] = [[(0, exited(-signal.SIGKILL))] for _ in range(9)]
     gang = ScriptedGang(clock, *scripts)
     clock.alarms.append((1200.0, run.request_stop))
     status = supervise(run, gang, clock, infrastructure=9)
-    assert (status.state, status.reason) == (RunState.STOPPED, "stopped while it recovered")
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped on request, while it recovered")
     assert 1200 <= clock.now < 1201, "in the middle of 128 s"
 
 
@@ -392,7 +447,7 @@ def test_a_sick_machine_costs_its_slice_and_the_budget(run: RunDirectory) -> Non
     assert supervise(run, gang, clock).recoveries == Recoveries(infrastructure=1)
     assert gang.calls[3:5] == ["replace s0", "release"]
     endless: list[Script] = [[(1, sick)] for _ in range(5)]
-    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, started_at=1000.0))
+    run.write_status(RunStatus("a-run", "c", RunState.QUEUED, attempt=1, started_at=1000.0))
     assert supervise(run, ScriptedGang(clock, *endless), clock, infrastructure=2).state is RunState.FAILED, "a bad program burns no slices"
 
 
