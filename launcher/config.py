@@ -73,6 +73,35 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True)
+class HangConfig:
+    """When a gang whose processes live and make no progress counts as hung, and is started again."""
+
+    steps: float = 10.0
+    """Between steps: so many times the median step."""
+    floor: str = "5m"
+    """... but not before so long, however fast the steps are."""
+    quiet: str = "1h"
+    """Where nothing is told step by step (connecting, compiling, restoring, evaluating, saving, exporting): longer than the longest."""
+
+    def __post_init__(self) -> None:
+        if not self.steps >= 1:
+            raise ConfigError(f"run.hang.steps {self.steps}: give a number of at least 1")
+        for name in ("floor", "quiet"):
+            try:
+                parse_duration(getattr(self, name))
+            except ValueError as error:
+                raise ConfigError(f"run.hang.{name} {error}") from None
+
+    @property
+    def floor_seconds(self) -> float:
+        return parse_duration(self.floor)
+
+    @property
+    def quiet_seconds(self) -> float:
+        return parse_duration(self.quiet)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Name, place and life of one run."""
 
@@ -91,6 +120,7 @@ class RunConfig:
     folder that you start from.
     """
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    hang: HangConfig = field(default_factory=HangConfig)
     max_hours: float | None = None
     """The run checkpoints and ends as STOPPED after so many hours in all, those without an attempt (it had ended) not counted."""
     max_usd: float | None = None

@@ -2,7 +2,7 @@
 
     <run.root>/<run_id>/
       config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl
-      logs/<attempt>/host-<i>.log  checkpoints/<step>/  export/  tensorboard/
+      logs/<attempt>/host-<i>.log (and .stacks of one that hung)  checkpoints/<step>/  export/  tensorboard/
       claims/<attempt>.json  whose attempt it is (launcher/claims.py)
       stop                   present once somebody asked the run to stop; it holds how (StopRequest)
 
@@ -244,6 +244,10 @@ class RunDirectory:
     def log_name(self, attempt: int, host: int) -> str:
         """Of the file that one training process writes to."""
         return f"logs/{attempt}/host-{host}.log"
+
+    def write_stacks(self, attempt: int, host: int, stacks: str) -> None:
+        """Where a training process hung."""
+        self.files.write(f"logs/{attempt}/host-{host}.stacks", stacks.encode())
 
     def read_log(self, attempt: int, host: int) -> bytes:
         """What that training process has written so far."""

@@ -1,15 +1,21 @@
 """What the hosts of one attempt have said, and what that amounts to. Knows no Ray; the clock comes in."""
 
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil
 
 from launcher.gang.evidence import Cause, HostFailure, classify
 from launcher.gang.states import Happening
 
 EXIT_STOPPED = 143
 """The exit code of a training process that was asked to end and did (128 + SIGTERM)."""
+
+
+_IS_STOPPED = re.compile(rf"process \d+ is ({psutil.STATUS_STOPPED}|{psutil.STATUS_ZOMBIE}|{psutil.STATUS_DISK_SLEEP})")
 
 
 @dataclass
@@ -21,6 +27,8 @@ class Attempt:
     """Seconds since the epoch."""
     step: int | None = None
     """The newest step of this attempt that process 0 told of."""
+    steps: dict[int, int] = field(default_factory=dict)
+    """The newest step that each host's process told of."""
     ended: dict[int, int] = field(default_factory=dict)
     """Exit codes of the processes that ended well, or as they were asked to."""
     failed: set[int] = field(default_factory=set)
@@ -52,11 +60,26 @@ class Attempt:
                 return self._fail(index, self._failure(index, event))
             case "phase" if index == 0 and event["phase"] == "script":
                 return Happening.PROGRAM
-            case "step" if index == 0:
+            case "step":
+                self.steps[index] = event["step"]
+                if index != 0:
+                    return None
                 first = self.step is None
                 self.step = event["step"]
                 return Happening.STEP if first else None
         return None
+
+    def hang(self, stacks: Sequence[str | None], words: str) -> HostFailure:
+        """The host of a gang that hangs which looks most as if the others waited for it. `stacks`: what stacks.py said of each host's
+        process, None where the host does not answer.
+        """
+        silent = next((index for index, text in enumerate(stacks) if text is None), None)
+        if silent is not None:
+            return HostFailure(self.hosts[silent], self.clock(), None, f"{words}; the host does not answer")
+        stopped = next((index for index, text in enumerate(stacks) if text is not None and _IS_STOPPED.match(text)), None)
+        slowest = min(range(len(self.hosts)), key=lambda index: self.steps.get(index, 0))
+        # Killed by us, and not by itself: that says nothing about the program.
+        return HostFailure(self.hosts[slowest if stopped is None else stopped], self.clock(), -signal.SIGKILL, words)
 
     def blame(self, failure: HostFailure) -> None:
         """Add evidence that no process of the gang gave."""

@@ -132,6 +132,18 @@ class Gang:
                 found.append((index, {"event": "lost", "error": words, "preempted": getattr(error, "preempted", False)}))
         return found
 
+    def stacks(self, timeout: float) -> list[str | None]:
+        """What each host's process is doing, in words (stacks.py); None where the host does not answer within `timeout` seconds."""
+        calls = [runner.stacks.remote() for runner in self._runners]
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout)
+        found: list[str | None] = []
+        for call in calls:
+            try:
+                found.append(ray.get(call) if call in ready else None)
+            except _LOST:
+                found.append(None)
+        return found
+
     def terminate(self) -> None:
         """Ask every training process to checkpoint and end."""
         for runner in self._runners:

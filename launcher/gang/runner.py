@@ -36,6 +36,7 @@ from launcher.gang.evidence import first_error, sickness
 from launcher.gang.lease import LEASE_S
 from launcher.gang.memory import OomWatch
 from launcher.gang.mirror import Place, open_place
+from launcher.gang.stacks import stacks_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,11 @@ class Child:
         self._started.wait()
         if self._error is not None:
             raise self._error
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -237,6 +243,10 @@ class Runner:
         """Ask the child to checkpoint and end."""
         if self._child is not None:
             self._child.ask_to_end()
+
+    def stacks(self) -> str:
+        """What the child is doing."""
+        return "no process\n" if self._child is None else stacks_of(self._child.pid)
 
     def kill(self) -> None:
         """End the child now; returns when it is gone and its chips are free."""

@@ -61,6 +61,7 @@ class Happening(Enum):
     YIELDED = "all processes have ended, and some because they were asked to"
     STOP = "somebody wants the run to checkpoint and end"
     STOP_NOW = "somebody wants the run to end without a checkpoint"
+    HUNG = "the processes live and make no progress"
     TIME_UP = "the stage has its own time limit, and that has passed"
     AGAIN_HERE = "verdict: another attempt, on the same hosts"
     AGAIN_ELSEWHERE = "verdict: another attempt, on new hosts"
@@ -74,6 +75,7 @@ class Effect(Enum):
     PLACE = "start a runner on each host"
     START = "start a process on each host"
     ASK_TO_END = "ask all processes to checkpoint and end"
+    DUMP = "write down where all processes stand"
     JUDGE = "find the cause and ask the budgets; the verdict is the next happening"
     REPLACE = "have the slices deleted that the evidence blames"
     KILL = "end all processes now, keep the hosts"
@@ -118,6 +120,7 @@ _SUCCESS = Step(_S.SUCCEEDED, (_E.RELEASE,))
 _STOP = Step(_S.STOPPED, (_E.RELEASE,))
 _ASK = Step(_S.STOPPING, (_E.ASK_TO_END,))
 _JUDGE = Step(_S.JUDGING, (_E.JUDGE,))
+_LOOK = Step(_S.JUDGING, (_E.DUMP, _E.JUDGE))
 _LEAVE = Step(_S.LEAVING, (_E.ASK_TO_END,))
 _GATHER = Step(_S.GATHERING)
 _START = Step(_S.STARTING, (_E.START,))
@@ -136,8 +139,8 @@ _AT_REST = {_H.STOP: _STOP, _H.STOP_NOW: _STOP}
 _ROWS: Mapping[Stage, Mapping[Happening, Step]] = {
     _S.RESERVING: {_H.RESERVED: Step(_S.JOINING), **_AT_REST},
     _S.JOINING: {_H.JOINED: Step(_S.STARTING, (_E.PLACE, _E.START)), _H.TIME_UP: _JUDGE, **_AT_REST},
-    _S.STARTING: {**_AT_WORK, _H.PROGRAM: Step(_S.RUNNING), _H.STEP: Step(_S.RUNNING), _H.NOTICE: _LEAVE},
-    _S.RUNNING: {**_AT_WORK, _H.NOTICE: _LEAVE},
+    _S.STARTING: {**_AT_WORK, _H.PROGRAM: Step(_S.RUNNING), _H.STEP: Step(_S.RUNNING), _H.NOTICE: _LEAVE, _H.HUNG: _LOOK},
+    _S.RUNNING: {**_AT_WORK, _H.NOTICE: _LEAVE, _H.HUNG: _LOOK},
     # They were asked already: a second request finds them saving.
     _S.LEAVING: {**_AT_WORK, _H.STOP: Step(_S.STOPPING), _H.TIME_UP: _JUDGE},
     _S.GATHERING: {_H.TIME_UP: _JUDGE, _H.GONE: _JUDGE, **_AT_REST},

@@ -33,6 +33,8 @@ from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
 from launcher.gang.states import BEGIN, ENDS, PHASES, SHOWN, TRANSITIONS, Effect, Happening, Stage, Step
+from launcher.gang.stragglers import Stragglers
+from launcher.gang.watchdog import Watchdog
 from launcher.goodput import Phase
 from launcher.index import RunIndex
 from launcher.limits import limit_reached
@@ -46,6 +48,8 @@ STOP_GRACE_S = 120.0
 """How long the gang may take to checkpoint and end once it was asked to stop."""
 ANSWER_LIMIT_S = 60.0
 """How long a runner may take to start or to kill its child."""
+STACKS_LIMIT_S = 30.0
+"""How long the runners of a gang that hangs may take to look at their processes."""
 NOTICE_GRACE_S = 5.0
 """After the announced end of a host: whoever still says nothing then is gone or waits for those who are."""
 POLL_S = 0.5
@@ -89,6 +93,8 @@ class Supervisor:
         self._wait = wait or self._interrupted.wait
         self._group: Any = None
         self._attempt = Attempt([], clock)
+        self._watchdog = Watchdog(config.hang, clock)
+        self._stragglers = Stragglers([])
         self._first: HostFailure | None = None
         self._cause = Cause.INFRASTRUCTURE
         self._verdict = Verdict(again=True)
@@ -110,6 +116,8 @@ class Supervisor:
                 self._happen(asked)
             elif self._time_up():
                 self._happen(Happening.TIME_UP)
+            elif self._stage in (Stage.STARTING, Stage.RUNNING) and self._watchdog.hung() is not None:
+                self._happen(Happening.HUNG)
             else:
                 _WATCHES[self._stage](self)
             self._record.tick()
@@ -161,6 +169,10 @@ class Supervisor:
             self._record.event("notice", host=self._attempt.hosts[index], kind=event["kind"], deadline=event["deadline"])
         elif event["event"] not in ("error", "exit", "lost"):
             self._record.apply(event, index)
+            self._watchdog.hear(index, event)
+            if (slow := self._stragglers.hear(index, event, self._clock())) is not None:
+                self._record.event("straggler", **vars(slow))
+                logger.warning("host %s is slow: the others wait %.3f s of each step for it", slow.host, slow.extra_s)
         happening = self._attempt.take(index, event)
         if happening is Happening.STEP:
             self._record.event("first_step", step=self._attempt.step, attempt=self._record.status.attempt)
@@ -209,6 +221,8 @@ class Supervisor:
 
     def _start(self) -> Happening | None:
         self._attempt = Attempt([host.name for host in self._gang.hosts], self._clock)
+        self._watchdog = Watchdog(self._config.hang, self._clock)
+        self._stragglers = Stragglers(self._attempt.hosts)
         self._record.begin_attempt()
         try:
             self._gang.start(self._record.status.attempt, ANSWER_LIMIT_S)
@@ -218,6 +232,15 @@ class Supervisor:
 
     def _ask_to_end(self) -> None:
         self._gang.terminate()  # also those whose hosts stay: they would wait for the others
+
+    def _dump(self) -> None:
+        """Where every process stands goes into the run directory, and who looks as if it kept the others waiting is blamed."""
+        attempt, words = self._record.status.attempt, self._watchdog.hung() or "hung"
+        found = self._gang.stacks(STACKS_LIMIT_S)
+        for index, stacks in enumerate(found):
+            if stacks is not None:
+                self._directory.write_stacks(attempt, index, stacks)
+        self._attempt.blame(self._attempt.hang(found, f"{words}; stacks are in logs/{attempt}/host-*.stacks"))
 
     def _judge(self) -> Happening:
         """Find the cause, write the failure down, charge a budget."""
@@ -325,6 +348,7 @@ _EFFECTS: Mapping[Effect, Callable[[Supervisor], Happening | None]] = {
     Effect.PLACE: Supervisor._place,
     Effect.START: Supervisor._start,
     Effect.ASK_TO_END: Supervisor._ask_to_end,
+    Effect.DUMP: Supervisor._dump,
     Effect.JUDGE: Supervisor._judge,
     Effect.REPLACE: Supervisor._replace,
     Effect.KILL: Supervisor._kill,

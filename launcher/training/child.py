@@ -37,6 +37,7 @@ from launcher.training.reporter import Reporter, reporter_from_environment
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PR_SET_PTRACER, _PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Gang:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Never returns: ends with `os._exit`, since JAX's exit handlers wait for peers that may be dead."""
     die_with_parent()
+    may_be_looked_at()
     parser = argparse.ArgumentParser(prog="python -m launcher.training.child")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, default=0)
@@ -153,6 +155,11 @@ def die_with_parent() -> None:
     expected = os.environ.get("PODLAUNCH_PARENT_PID")
     if expected and os.getppid() != int(expected):  # it died before the line above
         os._exit(EXIT_FAILED)
+
+
+def may_be_looked_at() -> None:
+    """Let the runner's py-spy read this process's stacks when it hangs: where Yama restricts that, only ancestors may without root."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)
 
 
 def connect(gang: Gang) -> None:

@@ -66,6 +66,22 @@ def test_one_run_survives_its_agents_a_raylet_a_poisoned_host_and_two_preemption
     assert second_slice not in cluster.slices()
 
 
+def test_a_process_that_hangs_is_looked_at_and_its_gang_started_again(cluster: Cluster, undisturbed: dict[int, float]) -> None:
+    run = cluster.start("hung", "run.hang.floor=20s", until=13)
+    (slice_name,) = cluster.slices()
+    cluster.host_process(1, "launcher.training.child").suspend()
+    run.end()
+    check_end(run, undisturbed, infrastructure=1)
+    (failure,) = run.events("failure")
+    assert failure["host"] == f"{slice_name}/1", "it is stopped, the other waits for it"
+    assert "hung: no progress for" in failure["error"]
+    assert cluster.slices() == [slice_name], "the machine is well"
+    for host in range(2):
+        stacks = (run.directory.path / "logs" / "0" / f"host-{host}.stacks").read_text()
+        assert "MainThread" in stacks, stacks
+    assert "is stopped" in (run.directory.path / "logs" / "0" / "host-1.stacks").read_text()
+
+
 @pytest.mark.long
 def test_a_preemption_with_notice_checkpoints_first_and_goes_on_on_a_new_slice(
     cluster: Cluster, undisturbed: dict[int, float], account: Account

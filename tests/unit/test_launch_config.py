@@ -66,6 +66,8 @@ def test_any_valid_trainer_config_survives_a_round_trip(trainer: TrainerConfig) 
         ("trainer", {"keep_every": 0}, "trainer.keep_every 0: give a whole number of at least 1"),
         ("run", {"allow": ["sede"]}, "run.allow: 'sede' is nothing that a resume checks; did you mean 'seed'?"),
         ("run", {"max_hours": 0}, "run.max_hours 0.0: give a positive number, or null for no limit"),
+        ("run", {"hang": {"steps": 0}}, "run.hang.steps 0.0: give a number of at least 1"),
+        ("run", {"hang": {"floor": "never"}}, "run.hang.floor 'never' is no length of time"),
         ("run", {"budget": {"oom": -1}}, "run.budget.oom -1: give a whole number of at least 0"),
         ("run", {"budget": {"backoff": "soon"}}, "run.budget.backoff 'soon' is no length of time"),
         ("run", {"budget": {"preemptd": 1}}, "did you mean 'run.budget.preempted'?"),

@@ -76,6 +76,10 @@ class ScriptedGang:
         self._clock.now += timeout
         return [self._script.pop(0)] if self._script else []
 
+    def stacks(self, timeout: float) -> list[str | None]:
+        self.calls.append("stacks")
+        return ["process 1 is sleeping, 3 threads", "process 2 is stopped, 3 threads"]
+
     def terminate(self) -> None:
         self.calls.append("terminate")
         self._script = [(0, exited(EXIT_STOPPED)), (1, exited(EXIT_STOPPED))]
@@ -456,6 +460,29 @@ def test_processes_that_somebody_else_asked_to_end_are_started_again(run: RunDir
     stopped: Script = [(0, exited(EXIT_STOPPED)), (1, exited(EXIT_STOPPED))]
     status = supervise(run, ScriptedGang(clock, stopped, [(0, exited(0)), (1, exited(0))]), clock)
     assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(infrastructure=1))
+
+
+def test_a_gang_that_hangs_is_looked_at_and_started_again(run: RunDirectory) -> None:
+    clock = Clock()
+    training: Script = [(0, {"event": "phase", "phase": "training"}), (0, step(4)), (1, step(4))]
+    gang = ScriptedGang(clock, training, [(0, step(5)), (0, exited(0)), (1, exited(0))])
+    began = clock.now
+    status = supervise(run, gang, clock)
+    assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(infrastructure=1))
+    assert gang.calls == ["reserve", "place", "start 0", "stacks", "kill", "start 1", "release"]
+    assert status.first_failure is not None
+    assert status.first_failure.host == "s0/1"
+    assert "hung: no progress for 300 s after step 4; stacks are in logs/0/host-*.stacks" in status.first_failure.error
+    assert (run.path / "logs" / "0" / "host-1.stacks").read_text().startswith("process 2 is stopped")
+    assert 300 < clock.now - began < 310
+
+
+def test_a_slow_host_is_told_by_name(run: RunDirectory) -> None:
+    clock = Clock()
+    steps: Script = [(index, {**step(number), "stall_s": 0.6 * number * index}) for number in range(1, 9) for index in (0, 1)]
+    supervise(run, ScriptedGang(clock, [*steps, (0, exited(0)), (1, exited(0))]), clock)
+    (slow,) = [event for event in run.events() if event["event"] == "straggler"]
+    assert (slow["host"], slow["extra_s"], slow["step_s"]) == ("s0/1", pytest.approx(0.6), pytest.approx(1.0))
 
 
 def test_an_oom_kill_of_the_kernel_is_no_infrastructure(run: RunDirectory) -> None:
