@@ -4,6 +4,7 @@
   logs/<component>.log         rotating, one a component
   emulator/                    the emulated cloud: its database, its daemon's record, its hosts' folders
   clusters/<name>/             one a cluster: cluster.json, token, the autoscaler's file, the head's daemon record
+  runs/<cluster>/              its runs that have not ended (launcher/index.py); stays when the cluster is stopped with its runs kept
 """
 
 import hashlib

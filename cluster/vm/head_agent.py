@@ -235,6 +235,8 @@ def _serve(settings: HeadSettings, folder: Path, end_cluster: Callable[[Callable
 def start_ray(settings: HeadSettings, folder: Path) -> ProcessRecord:
     """Start Ray's head, once nothing is left of the one before: its ports must be free, and no driver of it may work on."""
     kill_members(settings.temp_dir, HEAD_VARIABLE)
+    # Ray refuses to start where this names its own address and any raylet of the machine, such as an emulated host's, belongs to that.
+    (Path(settings.temp_dir) / "ray_current_cluster").unlink(missing_ok=True)
     return _spawn(head_command(settings), head_environment(settings), settings, folder)
 
 

@@ -24,7 +24,7 @@ from cluster.tpu.api import TpuApi
 from cluster.versions import Versions, disagreement, own_versions
 from cluster.vm import metadata
 from cluster.vm.cleanup import clean_host
-from cluster.vm.head_watch import HeadWatch, accepts
+from cluster.vm.head_watch import HeadWatch, reach
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, host_dir, write_notice
 from cluster.vm.host_ray import HostRay
 from cluster.vm.metadata import HostIdentity
@@ -39,14 +39,14 @@ SETTINGS_VARIABLE = "PODLAUNCH_HOST_SETTINGS"
 OBJECT_STORE_BYTES = 128 * 2**20
 """Runs move their data through files, not through Ray's object store; Ray's default would claim 30 % of the memory."""
 TICK_S = 1.0
-HEAD_INTERVAL_S = 10.0
-"""How often the head is tried."""
+HEAD_INTERVAL_S = 2.0
+"""How often the head is tried: often enough to see one that is started again at once, which takes it some seconds."""
 OTHERS_DELAY_S = 120.0
 """Worker 0 deletes the slice when the head is lost; the others do it when the slice is still there so much later."""
 LET_DELETE_S = 60.0
 """Worker 0's Ray is the slice for the autoscaler: when it ends, the autoscaler deletes the slice within seconds, and a worker 0 that came
 back meanwhile would be taken for a host of a living slice. One that is still there after this is not known to any autoscaler (the head is a
-new one), and joins again."""
+new one), and joins again. Where the head is known to be a new one, no host waits."""
 END_GRACE_S = 25.0
 """For Ray to drain when the agent is told to end: less than the 30 s that a spot VM has."""
 DRAIN_MARGIN_S = 2.0
@@ -148,7 +148,9 @@ class HostAgent:
         self._ray.ask_to_end()
 
     def _keep_ray(self) -> None:
-        self._ray.tick(may_start=self._may_join and self._head.reachable and self._notice is None)
+        """A Ray whose head ended is of no use to the next head, and would notice only after a minute (no Redis keeps what Ray knows)."""
+        ended = self._head.ended_since(self._ray.since)
+        self._ray.tick(may_start=self._may_join and self._head.reachable and self._notice is None, replace=ended)
 
     def _flush(self) -> None:
         if self._clock() >= self._flush_at:
@@ -212,7 +214,7 @@ def make_agent(identity: HostIdentity, settings: HostSettings, fetch: metadata.F
         folder,
         ray,
         NoticeWatch(fetch, time.time, settings.notice_s),
-        HeadWatch(lambda: accepts(settings.head_address), time.monotonic, interval),
+        HeadWatch(lambda: reach(settings.head_address), time.monotonic, interval),
         OwnSlice(identity.slice_name, zone, connect, time.monotonic, owned=settings.owned),
         settings.head_lost_grace_s,
         time.time,

@@ -63,16 +63,23 @@ class HostRay:
     def failing(self) -> bool:
         return self._short_lives >= FAILING
 
-    def tick(self, *, may_start: bool) -> None:
-        """Raises what `start` raises; it is tried again after a pause."""
+    @property
+    def since(self) -> float:
+        """When it was last started, by the clock; of one that was taken over, and before the first, -inf."""
+        return self._since
+
+    def tick(self, *, may_start: bool, replace: bool = False) -> None:
+        """Raises what `start` raises; it is tried again after a pause. `replace`: what was started last is of no use any more; as soon as
+        it may, the next one takes its place, without a pause.
+        """
         if self._record is not None:
             processes.reap(self._record)
-            if self._record.alive():
+            if self._record.alive() and not (replace and may_start):
                 return
-            self._ended(self._record)
+            self._ended(self._record, replaced=replace)
         elif may_start and self._clock() >= self._next:
-            self._next = self._clock() + RETRY_S
-            self._record, self._since = self._start(), self._clock()
+            self._next, self._since = self._clock() + RETRY_S, self._clock()
+            self._record = self._start()
             write_ray(self._folder, self._record)
 
     def ask_to_end(self) -> None:
@@ -94,11 +101,15 @@ class HostRay:
             sleep(0.05)
         self._kill_group(self._record)
 
-    def _ended(self, record: ProcessRecord) -> None:
+    def _ended(self, record: ProcessRecord, *, replaced: bool) -> None:
         lived = self._clock() - self._since
         self._kill_group(record)  # what it left behind would meet the next one
         self._record = None
         write_ray(self._folder, None)
+        if replaced:
+            self._next = self._clock()
+            logger.warning("%s ended after %.0f s, or was ended: it is started anew", self._what, lived)
+            return
         if lived >= HEALTHY_S:
             self._delays, self._short_lives = restart_delays(), 0
         else:

@@ -28,7 +28,7 @@ from launcher.claims import Claims, Superseded
 from launcher.config import RunConfig
 from launcher.gang.attempt import Attempt
 from launcher.gang.budgets import Budgets, Verdict
-from launcher.gang.evidence import Cause, HostFailure
+from launcher.gang.evidence import Cause, HostFailure, is_echo
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
 from launcher.gang.record import RunRecord, failure_of
@@ -316,7 +316,9 @@ class Supervisor:
     def _find_cause(self) -> tuple[HostFailure, Cause]:
         first, cause = self._attempt.finding()
         slices = sorted({host.slice_name for host in self._gang.hosts} | set(self._attempt.blamed_slices))
-        if cause is Cause.INFRASTRUCTURE and first.code is None and (words := self._taken(slices)):
+        # A process whose peer went away ends on its own, often before Ray tells of the host that was lost.
+        unexplained = first.code is None or is_echo(first)
+        if cause is Cause.INFRASTRUCTURE and unexplained and (words := self._taken(slices)):
             return replace(first, error=f"{words}; {first.error}", preempted=True), Cause.PREEMPTED
         return first, cause
 

@@ -17,7 +17,7 @@ from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord, kill_members, reap, spawn
 from cluster.secret_place import SecretPlace
 from cluster.vm.bootstrap import startup_script
-from cluster.vm.head_watch import FAILURES, HeadWatch
+from cluster.vm.head_watch import FAILURES, Answer, HeadWatch
 from cluster.vm.host_agent import FLUSH_BEFORE_S, OTHERS_DELAY_S, HostAgent, Rounds, host_environment, ray_start_command
 from cluster.vm.host_dir import NoticeKind, read_notice
 from cluster.vm.host_ray import HostRay
@@ -81,6 +81,7 @@ class World:
         self.now = 1000.0
         self.metadata = {"instance/preempted": "FALSE", "instance/maintenance-event": "NONE"}
         self.head = True
+        self.silence = Answer.SILENT
         self.deleted: list[str] = []
         self.started: list[ProcessRecord] = []
         self.program = "import time; time.sleep(60)"
@@ -113,7 +114,7 @@ class World:
             self.folder,
             HostRay(self.start, self.folder, clock),
             NoticeWatch(self.fetch, clock, 30.0),
-            HeadWatch(lambda: self.head, clock, 10.0),
+            HeadWatch(lambda: Answer.THERE if self.head else self.silence, clock, 10.0),
             OwnSlice("mine-0", "us-central2-b", lambda: self, clock, owned=True),
             1800.0,
             clock,
@@ -210,6 +211,20 @@ def test_a_host_that_may_not_join_starts_no_ray_and_keeps_its_slice(world: World
     assert (world.started, world.deleted) == ([], [])
     world.pass_time(world.agent(), 20)
     assert len(world.started) == 1, "the same host, when it may"
+
+
+@pytest.mark.parametrize(("silence", "started"), [(Answer.REFUSED, 2), (Answer.SILENT, 1)])
+def test_ray_is_started_anew_for_a_new_head_and_left_alone_after_a_silence(world: World, silence: Answer, started: int) -> None:
+    agent = world.agent(0)
+    world.pass_time(agent, 600)
+    world.silence, world.head = silence, False
+    world.pass_time(agent, 20)
+    assert [len(world.started), world.started[0].alive()] == [1, True], "what runs there goes on for as long as it can"
+    world.head = True
+    world.pass_time(agent, 30)
+    assert len(world.started) == started
+    assert world.started[-1].alive()
+    assert (not world.started[0].alive()) is (started == 2)
 
 
 def test_a_host_whose_ray_cannot_be_kept_up_gives_its_slice_up(world: World) -> None:

@@ -167,6 +167,22 @@ def test_what_a_dead_ray_leaves_behind_is_killed_before_the_next_one(machine: Ma
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["living", "dead"])
+def test_what_is_of_no_use_any_more_is_replaced_without_a_pause_once_it_may(machine: Machine, dies: bool) -> None:
+    keeper = machine.keeper(rejoin_after=60.0)
+    keeper.tick(may_start=True)
+    machine.now += 30
+    if dies:
+        machine.kill()
+    keeper.tick(may_start=False, replace=True)
+    assert (keeper.up, len(machine.started)) == (not dies, 1)
+    for _ in range(2):
+        keeper.tick(may_start=True, replace=keeper.since < machine.now)
+    assert len(machine.started) == 2
+    assert keeper.since == machine.now
+    until(lambda: not machine.started[0].alive())
+
+
 def test_a_drain_is_asked_for_by_sigterm(machine: Machine) -> None:
     keeper = machine.keeper()
     keeper.tick(may_start=True)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cluster.tpu.errors import NotFoundError, TransientError
-from cluster.vm.head_watch import FAILURES, HeadWatch, accepts
+from cluster.vm.head_watch import FAILURES, Answer, HeadWatch, reach
 from cluster.vm.own_slice import RETRY_S, OwnSlice
 
 
@@ -76,7 +76,7 @@ def test_a_slice_of_the_users_own_is_never_deleted() -> None:
 
 
 def test_the_head_is_lost_after_several_tries_and_counts_from_the_last_answer() -> None:
-    clock, answers = Clock(), [True, *[False] * 10]
+    clock, answers = Clock(), [Answer.THERE, *[Answer.SILENT] * 10]
     watch = HeadWatch(lambda: answers.pop(0), clock, 10.0)
     reachable = [watch.reachable]
     watch.tick()
@@ -92,7 +92,7 @@ def test_the_head_is_lost_after_several_tries_and_counts_from_the_last_answer() 
 
 
 def test_a_head_that_comes_back_is_there_again() -> None:
-    clock, answers = Clock(), [False] * 5 + [True]
+    clock, answers = Clock(), [Answer.SILENT] * 5 + [Answer.THERE]
     watch = HeadWatch(lambda: answers.pop(0), clock, 1.0)
     for _ in range(6):
         clock.now += 1
@@ -105,9 +105,9 @@ def test_the_head_is_tried_once_an_interval() -> None:
     clock = Clock()
     tries: list[float] = []
 
-    def reach() -> bool:
+    def reach() -> Answer:
         tries.append(clock.now)
-        return True
+        return Answer.THERE
 
     watch = HeadWatch(reach, clock, 10.0)
     for _ in range(30):
@@ -121,5 +121,17 @@ def test_an_address_where_nobody_listens_is_not_reachable() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert accepts(address)
-    assert not accepts(address)
+        assert reach(address) is Answer.THERE
+    assert reach(address) is Answer.REFUSED
+
+
+def test_a_head_where_nobody_listens_has_ended_and_one_that_is_silent_may_be_cut_off() -> None:
+    clock, answers = Clock(), [Answer.THERE, Answer.SILENT, Answer.THERE, Answer.REFUSED, Answer.THERE]
+    watch = HeadWatch(lambda: answers.pop(0), clock, 1.0)
+    began, ended = clock.now, []
+    for _ in range(5):
+        clock.now += 1
+        watch.tick()
+        ended.append(watch.ended_since(began))
+    assert ended == [False, False, False, True, True]
+    assert not watch.ended_since(clock.now), "what was started then has met the new one"

@@ -424,10 +424,13 @@ def test_a_bug_on_a_preempted_slice_is_still_a_bug(run: RunDirectory) -> None:
     assert (status.state, status.reason) == (RunState.FAILED, "application error")
 
 
+@pytest.mark.parametrize("seen", [{"event": "lost", "error": "the runner is gone"}, exited(-signal.SIGABRT), exited(1, "Gloo: it is gone")])
 @pytest.mark.parametrize(("taken", "cause"), [("slice s0 became PREEMPTED", "preempted"), ("", "infrastructure")])
-def test_a_host_lost_without_a_word_is_preempted_when_the_cloud_took_its_slice(run: RunDirectory, taken: str, cause: str) -> None:
+def test_a_host_lost_without_a_word_is_preempted_when_the_cloud_took_its_slice_whoever_noticed(
+    run: RunDirectory, taken: str, cause: str, seen: Event
+) -> None:
     clock = Clock()
-    gang = ScriptedGang(clock, [(0, step(4)), (1, {"event": "lost", "error": "the runner is gone"})], [(0, exited(0)), (1, exited(0))])
+    gang = ScriptedGang(clock, [(0, step(4)), (1, seen)], [(0, exited(0)), (1, exited(0))])
     status = supervise(run, gang, clock, taken=taken)
     assert status.recoveries == Recoveries(**{cause: 1})
     assert status.first_failure is not None
