@@ -11,7 +11,7 @@ from launcher.runs import RunState
 from tests.chaos.conftest import STEPS, Account, Cluster, Run
 from tests.integration.conftest import eventually
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 HOLD = "import sys, time; held = open(sys.argv[1]); print('held', flush=True); time.sleep(600)"
 
 
