@@ -238,7 +238,7 @@ def test_a_head_that_died_altogether_is_brought_back_by_the_next_start_and_its_r
 @pytest.mark.long
 def test_a_stopped_cluster_brings_no_run_back_unless_its_runs_were_kept(fleet: Cluster, expected: dict[int, float]) -> None:
     home = fleet.home
-    given_up = start(fleet, "given-up", until=3)
+    given_up = start(fleet, "given-up", until=13)
     stopped = home.tpu("stop", "-y")
     assert stopped.returncode == 0, stopped.stderr
     assert f"unfinished run, will be STOPPED: {given_up.directory.path}" in stopped.stdout
