@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -84,6 +85,15 @@ def kill(processes: list[psutil.Process]) -> float:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     return time.time()
+
+
+def supervisors(run: Run, home: Home) -> list[psutil.Process]:
+    """The driver, and the shell that is its parent where there is one."""
+    return [one for one in home.processes() if "launcher.gang.supervisor" in words(one) and str(run.directory.path) in words(one)]
+
+
+def agent(home: Home) -> psutil.Process:
+    return psutil.Process(json.loads((home.state / "clusters" / "local" / "process.json").read_text())["pid"])
 
 
 class Watch:
@@ -174,3 +184,86 @@ def test_two_runs_go_on_from_their_checkpoints_after_rays_head_was_killed(
         check_end(run, expected, watch)
         assert "the supervisor of attempt 0 was lost" in output
     assert sorted(fleet.slices()) == slices, "hosts joined again; no slice was made anew"
+
+
+@pytest.mark.long
+def test_a_run_goes_on_after_its_supervisor_was_killed(fleet: Cluster, expected: dict[int, float], account: Account) -> None:
+    with Watch() as watch:
+        run = start(fleet, "unsupervised", until=13)
+        killed = kill(supervisors(run, fleet.home))
+        back_after(run, killed, "supervisor killed", account)
+        run.end()
+    check_end(run, expected, watch)
+
+
+@pytest.mark.long
+def test_a_killed_head_agent_costs_nothing_and_the_next_start_takes_its_ray_over(fleet: Cluster, expected: dict[int, float]) -> None:
+    run = start(fleet, "agentless", until=13)
+    ray = {process for process in ray_of_the_head(fleet.home) if "gcs_server" in words(process) or "raylet/raylet" in words(process)}
+    agent(fleet.home).send_signal(signal.SIGKILL)
+    started = fleet.home.tpu("start")
+    assert started.returncode == 0, started.stderr
+    assert all(process.is_running() for process in ray)
+    run.end()
+    status = run.directory.status()
+    assert status is not None
+    assert (status.state, status.attempt, status.recoveries.total) == (RunState.SUCCEEDED, 0, 0)
+    check_losses(run, expected, attempts=1)
+
+
+@pytest.mark.long
+def test_a_head_that_died_altogether_is_brought_back_by_the_next_start_and_its_run_goes_on(
+    fleet: Cluster, expected: dict[int, float], account: Account
+) -> None:
+    with Watch() as watch:
+        run = start(fleet, "headless", until=13)
+        slices = sorted(fleet.slices())
+        fleet.kill_head()
+        output, _ = run.process.communicate(timeout=120)
+        assert run.process.returncode == 1, output
+        assert "the head of cluster 'local' is gone: `tpu start` brings it back" in output
+        status = run.directory.status()
+        assert status is not None
+        assert status.state is RunState.RUNNING, "nobody has given it up"
+        began = time.time()
+        started = fleet.home.tpu("start")
+        assert started.returncode == 0, started.stderr
+        back_after(run, began, "head with its agent killed, from `tpu start` on", account)
+        attached = fleet.home.tpu("train", "attach", "headless")
+        assert attached.returncode == 0, attached.stdout
+    check_end(run, expected, watch)
+    assert sorted(fleet.slices()) == slices
+
+
+@pytest.mark.long
+def test_a_stopped_cluster_brings_no_run_back_unless_its_runs_were_kept(fleet: Cluster, expected: dict[int, float]) -> None:
+    home = fleet.home
+    given_up = start(fleet, "given-up", until=13)
+    stopped = home.tpu("stop", "-y")
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"unfinished run, will be STOPPED: {given_up.directory.path}" in stopped.stdout
+    output, _ = given_up.process.communicate(timeout=60)
+    assert given_up.process.returncode == 100, output
+    assert home.status("given-up").state is RunState.STOPPED
+    assert home.tpu("start").returncode == 0
+
+    kept = start(fleet, "kept", until=13)
+    assert home.status("given-up").state is RunState.STOPPED, "no run comes back unasked"
+    stopped = home.tpu("stop", "-y", "--keep-runs")
+    assert stopped.returncode == 0, stopped.stderr
+    kept.process.communicate(timeout=60)
+    status = home.status("kept")
+    assert (status.state, status.checkpoint) == (RunState.SUSPENDED, status.step), "it checkpointed first"
+    assert f"SUSPENDED: {kept.directory.path}" in stopped.stdout
+    assert home.processes() == []
+
+    started = home.tpu("start", "max_slices=2")
+    assert started.returncode == 0, started.stderr
+    assert f"run {kept.directory.path} goes on" in started.stderr
+    attached = home.tpu("train", "attach", "kept")
+    assert attached.returncode == 0, attached.stdout
+    assert home.status("kept").recoveries.total == 0
+    found = {**kept.losses(0), **kept.losses(home.status("kept").attempt)}
+    assert found == expected
+    assert min(kept.losses(home.status("kept").attempt)) == status.step + 1, "not a step was lost"
+    assert home.status("given-up").state is RunState.STOPPED
