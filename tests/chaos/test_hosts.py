@@ -66,6 +66,7 @@ def test_one_run_survives_its_agents_a_raylet_a_poisoned_host_and_two_preemption
     assert second_slice not in cluster.slices()
 
 
+@pytest.mark.long
 def test_a_process_that_hangs_is_looked_at_and_its_gang_started_again(cluster: Cluster, undisturbed: dict[int, float]) -> None:
     run = cluster.start("hung", "run.hang.floor=20s", until=13)
     (slice_name,) = cluster.slices()

@@ -163,6 +163,7 @@ def bystander(fleet: Fleet) -> Iterator[Bystander]:
     check_state(run, RunState.STOPPED, attempts=1)
 
 
+@pytest.mark.long
 def test_slices_come_on_demand_never_more_than_may_be_and_go_when_nobody_wants_them(fleet: Fleet, account: Account) -> None:
     asked = time.time()
     runs = [fleet.count(f"demand-{number}") for number in range(MOST + 1)]
