@@ -10,7 +10,7 @@ hypothesis.settings.load_profile("podlaunch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--chaos", choices=("short", "full"), default="short", help="how many of the tests under tests/chaos to run")
+    parser.addoption("--chaos", choices=("short", "full"), default="short", help="full: also the tests that are marked long")
 
 
 _seconds: defaultdict[str, float] = defaultdict(float)
@@ -23,3 +23,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for suite, seconds in sorted(_seconds.items()):
         terminalreporter.write_line(f"{suite}: {seconds / 60:.1f} min")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--chaos") == "full":
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="a long one: run with --chaos=full"))

@@ -22,14 +22,6 @@ STEPS = 40
 SMALL = ("trainer.seq_len=32", "trainer.eval_batches=1")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--chaos") == "full":
-        return
-    for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.skip(reason="a long one: run with --chaos=full"))
-
-
 @dataclass(frozen=True)
 class Mended:
     """What a fault has cost its run, in seconds since it struck."""

@@ -63,6 +63,7 @@ def command_lines(home: Home) -> list[bytes]:
     return found
 
 
+@pytest.mark.long
 def test_a_run_on_a_head_vm_that_is_lost_and_made_again(alone: Home, tmp_path: Path) -> None:
     started = alone.tpu("start", "head=vm", "-y")
     assert started.returncode == 0, started.stderr

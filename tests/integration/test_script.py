@@ -89,6 +89,7 @@ def processes_of(home: Home, run: str, process_id: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 def test_a_script_that_is_stopped_saves_the_same_step_on_all_hosts_and_goes_on_from_it(home: Home, undisturbed: str) -> None:
     run = home.run("nnx-stopped")
     settings = (*TRAIN, "run.name=nnx-stopped")
