@@ -167,6 +167,7 @@ def check_end(run: Run, expected: dict[int, float], watch: Watch) -> None:
     check_never_twice(run, watch, attempts=2)
 
 
+@pytest.mark.long
 def test_two_runs_go_on_from_their_checkpoints_after_rays_head_was_killed(
     fleet: Cluster, expected: dict[int, float], account: Account
 ) -> None:

@@ -163,7 +163,11 @@ TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("name", TROUBLES)
+LONG = ("stockout-of-plain-nodes", "preempted-plain-nodes", "zone-denied", "not-in-zone")
+"""As others that run always, by another way of asking or with other words."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in TROUBLES])
 def test_refusal_is_one_line_leaves_nothing_and_the_next_start_works(user: User, name: str) -> None:
     trouble = TROUBLES[name]
     before = user.remembered()
