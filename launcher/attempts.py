@@ -12,7 +12,7 @@ from launcher import jobs
 from launcher.claims import Claims
 from launcher.gang.lease import SILENCE_S
 from launcher.index import Entry, RunIndex
-from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
+from launcher.runs import AT_REST, FINAL, RunDirectory, RunState, RunStatus
 
 
 def next_attempt(run: RunDirectory) -> int:
@@ -48,7 +48,7 @@ def submit_again(
     """
     claimed = claim_next(run)
     status = run.status()  # after the claim: nobody writes an end any more
-    if claimed is None or status is None or status.state in FINAL or status.state is RunState.SUSPENDED:
+    if claimed is None or status is None or status.state in AT_REST:
         return None
     attempt, job = claimed
     now = clock()

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cluster.errors import ConfigError
@@ -40,15 +40,11 @@ def package_root() -> Path:
 
 def pack(user_code: Path | None) -> bytes:
     """The zip of our packages and the user's folder. Raises ConfigError when that is missing or too large."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for package in PACKAGES:
-            for path in sorted((package_root() / package).rglob("*.py")):
-                _add(archive, f"podlaunch/{path.relative_to(package_root())}", path)
-        if user_code is not None:
-            for path in user_files(user_code):
-                _add(archive, f"user/{path.relative_to(user_code)}", path)
-    return buffer.getvalue()
+    root = package_root()
+    files = {f"podlaunch/{path.relative_to(root)}": path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))}
+    if user_code is not None:
+        files |= {f"user/{path.relative_to(user_code)}": path for path in user_files(user_code)}
+    return _zip(files)
 
 
 def pack_data(config: DataConfig) -> bytes | None:
@@ -62,11 +58,7 @@ def pack_data(config: DataConfig) -> bytes | None:
     if (total := sum(path.stat().st_size for path in files)) > MAX_DATA_BYTES:
         limit = MAX_DATA_BYTES // 2**20
         raise ConfigError(f"data.path {config.path}: {total // 2**20} MiB are too much to be sent along with a run, at most {limit} MiB")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for path in files:
-            _add(archive, path.relative_to(base).as_posix(), path)
-    return buffer.getvalue()
+    return _zip({path.relative_to(base).as_posix(): path for path in files})
 
 
 def unpack(archive: bytes, cache: Path) -> Path:
@@ -106,5 +98,10 @@ def user_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _add(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    archive.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
+def _zip(files: Mapping[str, Path]) -> bytes:
+    """Names in the archive -> files, in their order."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, path in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()

@@ -12,12 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.goodput import Phase
-from launcher.runs import FINAL, RunDirectory, RunState, RunStatus
+from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus
 
 EXIT_OK = 0
 EXIT_JOB_FAILED = 100
 EXIT_INTERRUPTED = 130
-ENDS = FINAL | {RunState.SUSPENDED}
 
 
 def follow(run: RunDirectory, console: Console, *, check: Callable[[], str | None], sleep: Callable[[float], None] = time.sleep) -> int:
@@ -50,7 +49,7 @@ def _watch(run: RunDirectory, console: Console, check: Callable[[], str | None],
             status = run.status()
             for line in news.lines(status):
                 console.print(line, highlight=False, soft_wrap=True, markup=False)
-            if status is not None and status.state in ENDS:
+            if status is not None and status.state in AT_REST:
                 return status
             if live is not None and status is not None:
                 live.update(_panel(status))

@@ -13,7 +13,7 @@ from launcher.curve import check_same_curve, meaning_of
 from launcher.data.sources import check_source
 from launcher.limits import limit_reached
 from launcher.run_files import is_object
-from launcher.runs import FINAL, RunDirectory, RunState, RunStatus, new_run_id
+from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus, new_run_id
 
 _CHECK = ".write-check"
 
@@ -88,7 +88,7 @@ def _check_folder(place: Path) -> None:
 
 def _check_existing(config: LaunchConfig, run: RunDirectory) -> None:
     status = run.status()
-    if status is not None and status.state not in FINAL and status.state is not RunState.SUSPENDED:
+    if status is not None and status.state not in AT_REST:
         raise ConfigError(
             f"run {run.run_id!r} is {status.state} already; follow it with `tpu train attach {run.run_id}`, or choose another run.name"
         )

@@ -58,6 +58,8 @@ class StopRequest(StrEnum):
 
 
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
+AT_REST = FINAL | {RunState.SUSPENDED}
+"""Nobody works on the run, nor will without being asked."""
 
 TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
     RunState.QUEUED: frozenset({RunState.STARTING, RunState.FAILED, RunState.STOPPED, RunState.SUSPENDED}),
@@ -154,7 +156,7 @@ class RunStatus:
         """What a run in this state is doing while no supervisor accounts for it."""
         if self.state is RunState.QUEUED:
             return Phase.STARTING
-        return Phase.IDLE if self.state in FINAL or self.state is RunState.SUSPENDED else Phase.RECOVERING
+        return Phase.IDLE if self.state in AT_REST else Phase.RECOVERING
 
     def accounted_until(self, now: float) -> "RunStatus":
         """With the time since the last update, in which no supervisor wrote."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from cluster import processes
 from cluster.processes import ProcessRecord
 from cluster.state import private_dir, read_json, write_atomic
-from cluster.vm.ray_process import restart_delays
+from cluster.vm.restart import restart_delays
 
 log = logging.getLogger(__name__)
 

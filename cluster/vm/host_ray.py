@@ -15,7 +15,7 @@ from pathlib import Path
 from cluster import processes
 from cluster.processes import ProcessRecord
 from cluster.vm.host_dir import living_ray, write_ray
-from cluster.vm.ray_process import restart_delays
+from cluster.vm.restart import restart_delays
 
 logger = logging.getLogger(__name__)
 

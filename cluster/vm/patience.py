@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from cluster.errors import PodlaunchError
-from cluster.vm.ray_process import restart_delays
+from cluster.vm.restart import restart_delays
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

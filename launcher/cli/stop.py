@@ -17,14 +17,13 @@ from launcher.attempts import end_run
 from launcher.cli.options import CONSOLE, ERRORS, confirm
 from launcher.cli.places import clusters_elsewhere, orphans_everywhere
 from launcher.index import index_of
-from launcher.runs import FINAL, RunDirectory, RunState, StopRequest
+from launcher.runs import AT_REST, FINAL, RunDirectory, RunState, StopRequest
 from launcher.watch import looked_after
 
 logger = logging.getLogger(__name__)
 
 SUSPEND_LIMIT_S = 150.0
 """For all runs to checkpoint and end: what a supervisor gives its processes for that (120 s), and a moment."""
-ENDED = FINAL | {RunState.SUSPENDED}
 
 
 def stop(
@@ -77,13 +76,13 @@ def suspend(
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Ask the runs to checkpoint and wait until they have ended, or for `SUSPEND_LIMIT_S`."""
-    waiting = [run for run in runs if _state(run) not in ENDED]
+    waiting = [run for run in runs if _state(run) not in AT_REST]
     for run in waiting:
         run.request_stop(StopRequest.SUSPEND)
     if waiting:
         say(f"waiting for {len(waiting)} runs to checkpoint")
     deadline = clock() + SUSPEND_LIMIT_S
-    while (waiting := [run for run in waiting if _state(run) not in ENDED]) and clock() < deadline:
+    while (waiting := [run for run in waiting if _state(run) not in AT_REST]) and clock() < deadline:
         sleep(0.2)  # another process's file
     for run in waiting:
         say(f"run {run.url} did not checkpoint within {SUSPEND_LIMIT_S:.0f} s; it will go on from an earlier checkpoint")

@@ -24,7 +24,7 @@ from cluster.vm.host_ray import HostRay
 from cluster.vm.metadata import HostIdentity, read_identity
 from cluster.vm.notices import NoticeWatch
 from cluster.vm.own_slice import OwnSlice
-from cluster.vm.ray_process import restart_delays
+from cluster.vm.restart import restart_delays
 from cluster.vm.settings import HostSettings
 
 SETTINGS = HostSettings("c", "10.0.0.9:6379", SecretPlace(file="/state/token"), "v4-16", "podlaunch-slice-v4-16", 4)
