@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from launcher.config import DataConfig, ModelConfig, TrainingConfig
+from launcher.config import ModelConfig, TrainingConfig
+from launcher.data.config import DataConfig
 from launcher.data.tokenizer import ByteTokenizer
 from launcher.models.decoder import Transformer
 from launcher.models.interface import BuildOptions

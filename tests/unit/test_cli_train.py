@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from cluster.config import ClusterConfig
 from cluster.errors import PodlaunchError
 from launcher.cli.main import app
-from launcher.config import DataConfig, LaunchConfig, ModelConfig
+from launcher.config import LaunchConfig, ModelConfig
+from launcher.data.config import DataConfig
 from launcher.runs import RunDirectory, RunState, RunStatus, StopRequest
 
 
