@@ -66,8 +66,7 @@ def export_model(
 
 def _values(params: Params, config: TrainingConfig, layout: Layout, tensors: list[HFTensor]) -> Iterator[np.ndarray[Any, Any]]:
     """These tensors of the file in their order, gathered from all devices; collective."""
-    gather = jax.jit(lambda weight, layer: weight[layer], out_shardings=layout.replicated)
-    gather_whole = jax.jit(lambda weight: weight, out_shardings=layout.replicated)
+    gather, gather_whole = jax.jit(_entry, out_shardings=layout.replicated), jax.jit(_whole, out_shardings=layout.replicated)
     for tensor in tensors:
         weight = params
         for name in tensor.path:
@@ -75,6 +74,14 @@ def _values(params: Params, config: TrainingConfig, layout: Layout, tensors: lis
         whole = gather_whole(weight) if tensor.layer is None else gather(weight, tensor.layer)
         values = np.asarray(whole.addressable_data(0)).reshape(tensor.shape)
         yield (values.T if tensor.transpose else values).astype(config.trainer.compute_dtype)
+
+
+def _entry(weight: jax.Array, layer: int) -> jax.Array:
+    return weight[layer]
+
+
+def _whole(weight: jax.Array) -> jax.Array:
+    return weight
 
 
 def _files(config: TrainingConfig, file_bytes: int) -> dict[str, list[HFTensor]]:
