@@ -149,8 +149,9 @@ def peak_flops() -> float | None:
 
 
 def tell(error: Exception, reporter: Reporter) -> None:
-    traceback.print_exception(error)
     reporter.emit("error", error=one_line(error))
+    with contextlib.suppress(OSError):  # the disk of the log may be what is full; what counts is told
+        traceback.print_exception(error)
 
 
 def die_with_parent() -> None:
