@@ -82,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             tell(error, reporter)
         opened.close()  # after the telling: it may wait for peers that are gone
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
 
 def run_users(program: Entrypoint, run_dir: Path, reporter: Reporter) -> NoReturn:
@@ -94,10 +92,16 @@ def run_users(program: Entrypoint, run_dir: Path, reporter: Reporter) -> NoRetur
         run_program(program, Path(os.environ["PODLAUNCH_USER_CODE"]), work, reporter)
     except ProgramFailed as failed:
         reporter.emit("error", error=str(failed))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(failed.code)
+        leave(failed.code)
     sys.exit(EXIT_DONE)
+
+
+def leave(code: int) -> NoReturn:
+    """End at once, whatever becomes of the last words: the disk of the log may be full."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def run(
