@@ -58,7 +58,7 @@ from cluster.tpu.sight import Sight
 from cluster.tpu.slices import ClusterSlice
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.bundle import Bundle
-from cluster.vm.metadata import HOST_ATTRIBUTE
+from cluster.vm.metadata import GUEST_ATTRIBUTES_ENABLED, HOST_ATTRIBUTE
 from cluster.vm.settings import HostSettings
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class SliceNodeProvider(NodeProvider):
             node_type(kind): _Type(
                 kind,
                 self._slices if index == 0 else self._slices.sibling(kind),
-                {"startup-script": script, HOST_ATTRIBUTE: settings_of_type(settings, kind).to_json()},
+                {"startup-script": script, HOST_ATTRIBUTE: settings_of_type(settings, kind).to_json(), **GUEST_ATTRIBUTES_ENABLED},
             )
             for index, kind in enumerate(self._config.types)
         }

@@ -52,6 +52,12 @@ def did_you_mean(word: str, known: Iterable[str], where: str = "") -> str:
     return f"; known: {', '.join(names)}"
 
 
+def at_least(name: str, value: int, least: int) -> None:
+    """Raises ConfigError for a number that is too small."""
+    if value < least:
+        raise ConfigError(f"{name} {value}: give a whole number of at least {least}")
+
+
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 

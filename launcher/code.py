@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cluster.errors import ConfigError
-from launcher.config import DataConfig
+from launcher.data.config import DataConfig
 from launcher.data.sources import source_files
 
 PACKAGES = ("launcher", "cluster")

@@ -5,7 +5,7 @@
     ├── cluster  ClusterConfig   where it runs (cluster/config.py)
     ├── job      JobConfig       what the hosts run: our training, or a script of the user's, which needs nothing of what follows
     ├── model    ModelConfig   ┐
-    ├── data     DataConfig    ├ TrainingConfig: what is trained; needs no cluster
+    ├── data     DataConfig    ├ TrainingConfig: what is trained; needs no cluster (data: launcher/data/config.py)
     └── trainer  TrainerConfig ┘
 
 Every check that needs no cloud stands here or in `launcher/preflight.py`, so that a wrong setting costs no cloud second.
@@ -24,14 +24,18 @@ import yaml
 from cluster.config import ClusterConfig
 from cluster.durations import parse_duration
 from cluster.errors import ConfigError
-from cluster.schema import build, did_you_mean, to_plain
+from cluster.schema import at_least, build, did_you_mean, to_plain
+from launcher.data.config import DataConfig
 from launcher.entrypoint import Entrypoint, parse_entrypoint
-from launcher.models.variants import VARIANTS, Variant
+from launcher.models.registry import FAMILIES, VARIANTS
+from launcher.models.variants import Variant
 from launcher.training.saving import parse_every
 
 RUN_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
-DATA_SOURCES = ("python_stdlib", "text", "jsonl")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+REMATS = ("auto", "none", "dots", "full")
+REMAT_FROM_PARAMETERS = 100_000_000
+"""Smaller models keep their activations: they fit, and computing them twice costs a third of the step."""
 JOBS = ("train", "script")
 RESUME_TOPICS = ("model", "data", "seed", "batch_size", "seq_len", "compute_dtype", "optimizer")
 """What must not change on a resume unless `run.allow` names it (launcher/curve.py)."""
@@ -56,7 +60,7 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         for name in ("preempted", "infrastructure", "oom", "application"):
             if (value := getattr(self, name)) is not None:
-                _at_least(f"run.budget.{name}", value, 0)
+                at_least(f"run.budget.{name}", value, 0)
         for name in ("backoff", "backoff_limit"):
             try:
                 parse_duration(getattr(self, name))
@@ -178,48 +182,21 @@ class JobConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model is trained. `variant` fixes its shape (launcher/models/variants.py)."""
+    """Which model is trained. `variant` fixes its shape (launcher/models/families/)."""
 
     variant: str
     family: str = "gemma"
 
     def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ConfigError(f"model.family {self.family!r} is unknown{did_you_mean(self.family, FAMILIES)}")
         known = [name for name, variant in VARIANTS.items() if variant.family == self.family]
-        if not known:
-            families = sorted({variant.family for variant in VARIANTS.values()})
-            raise ConfigError(f"model.family {self.family!r} is unknown{did_you_mean(self.family, families)}")
         if self.variant not in known:
             raise ConfigError(f"model.variant {self.variant!r} is unknown{did_you_mean(self.variant, known)}")
 
     @property
     def shape(self) -> Variant:
         return VARIANTS[self.variant]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which text is trained on."""
-
-    source: str
-    """python_stdlib (the interpreter's own library), text (a file or folder), jsonl (prompt/response records)."""
-    path: str | None = None
-    """Where `text` and `jsonl` read: a file, or a folder whose files are all read."""
-    held_out: float = 0.02
-    """The fraction of documents kept out of training, chosen by a hash of each document, so that it never leaks."""
-    max_bytes: int | None = None
-    """Read only about this much of the source, in a fixed order; null reads all."""
-
-    def __post_init__(self) -> None:
-        if self.source not in DATA_SOURCES:
-            raise ConfigError(f"data.source {self.source!r} is unknown{did_you_mean(self.source, DATA_SOURCES)}")
-        if self.source != "python_stdlib" and not self.path:
-            raise ConfigError(f"data.path is missing: data={self.source} reads your own file, give data.path=<file or folder>")
-        if self.source == "python_stdlib" and self.path:
-            raise ConfigError("data.path does not belong to data=python_stdlib; use data=text data.path=... for your own text")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"data.held_out {self.held_out}: give a fraction between 0 and 1, for example 0.02")
-        if self.max_bytes is not None:
-            _at_least("data.max_bytes", self.max_bytes, 1)
 
 
 @dataclass(frozen=True)
@@ -277,6 +254,10 @@ class TrainerConfig:
     max_grad_norm: float = 1.0
     compute_dtype: str = "float32"
     """float32, or bfloat16 over float32 master weights."""
+    remat: str = "auto"
+    """What of a layer the backward pass computes again instead of keeping it: none; dots: all but the matrix products; full; auto: full
+    from 100 M parameters on, else none. Changes memory and time, not the result.
+    """
     mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
     log_every: int = 5
@@ -291,11 +272,11 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "log_every", "eval_batches", "keep_checkpoints"):
-            _at_least(f"trainer.{name}", getattr(self, name), 1)
+            at_least(f"trainer.{name}", getattr(self, name), 1)
         if self.keep_every is not None:
-            _at_least("trainer.keep_every", self.keep_every, 1)
+            at_least("trainer.keep_every", self.keep_every, 1)
         parse_every(self.checkpoint_every)
-        _at_least("trainer.warmup_steps", self.warmup_steps, 0)
+        at_least("trainer.warmup_steps", self.warmup_steps, 0)
         if self.seq_len < 8:
             raise ConfigError(f"trainer.seq_len {self.seq_len}: a sequence needs at least 8 tokens")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
@@ -309,6 +290,8 @@ class TrainerConfig:
             raise ConfigError("trainer.weight_decay must not be negative and trainer.epsilon must be positive")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ConfigError(f"trainer.compute_dtype {self.compute_dtype!r} is unknown{did_you_mean(self.compute_dtype, COMPUTE_DTYPES)}")
+        if self.remat not in REMATS:
+            raise ConfigError(f"trainer.remat {self.remat!r} is unknown{did_you_mean(self.remat, REMATS)}")
 
 
 @dataclass(frozen=True)
@@ -336,6 +319,13 @@ class TrainingConfig:
     def learning_rate(self) -> float:
         """The peak learning rate: the one given, else the variant's default."""
         return self.trainer.lr if self.trainer.lr is not None else self.model.shape.default_lr
+
+    @property
+    def remat(self) -> str:
+        """`trainer.remat` with auto decided."""
+        if self.trainer.remat != "auto":
+            return self.trainer.remat
+        return "full" if self.model.shape.parameters >= REMAT_FROM_PARAMETERS else "none"
 
     def check_devices(self, devices: int) -> MeshConfig:
         """The mesh for `devices` devices. Raises ConfigError when mesh or batch do not fit them."""
@@ -424,9 +414,9 @@ class LaunchConfig:
 
     def with_absolute_paths(self) -> Self:
         """With local paths made absolute: the training processes have another working directory."""
-        data = self.data and dataclasses.replace(self.data, path=_absolute(self.data.path))
+        data = self.data and self.data.with_paths({name: absolute(path) for name, path in self.data.paths().items()})
         code = self.run.code or ("." if self.is_script else None)
-        run = dataclasses.replace(self.run, root=_absolute(self.run.root), code=_absolute(code))
+        run = dataclasses.replace(self.run, root=self.run.root and absolute(self.run.root), code=code and absolute(code))
         return dataclasses.replace(self, data=data, run=run)
 
     def with_environment(self, env: Mapping[str, str]) -> Self:
@@ -467,10 +457,6 @@ def parse_yaml(content: bytes, place: str) -> dict[str, Any]:
     return values
 
 
-def _absolute(path: str | None) -> str | None:
-    return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} {value}: give a whole number of at least {least}")
+def absolute(path: str) -> str:
+    """With the working directory in front, unless it is a URL."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())

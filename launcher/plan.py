@@ -1,7 +1,7 @@
 """What is printed before a launch: what will run, where, and what that costs."""
 
 from launcher.config import LaunchConfig
-from launcher.models.variants import VARIANTS
+from launcher.models.registry import VARIANTS
 from launcher.runs import RunDirectory
 
 

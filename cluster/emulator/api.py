@@ -113,8 +113,13 @@ def _node_methods(cloud: Cloud) -> list[Method]:
         return response
 
     def guest_attributes(call: Any) -> Any:
-        cloud.get_node(call.name)
-        return tpu_v2.GetGuestAttributesResponse.pb()()  # no agent writes any here
+        response = tpu_v2.GetGuestAttributesResponse.pb()()
+        for found in cloud.guest_attributes(call.name, call.query_path, list(call.worker_ids)):
+            one = response.guest_attributes.add(query_path=call.query_path)
+            for name, value in found.items():
+                namespace, _, key = name.partition("/")
+                one.query_value.items.add(namespace=namespace, key=key, value=value)
+        return response
 
     return [
         Method(TPU, "CreateNode", tpu_v2.CreateNodeRequest.pb(), lambda call: cloud.create_node(call.parent, call.node_id, call.node)),

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from cluster.emulator.checks import FAILED_PRECONDITION, check_parent, check_resource_id, check_update
+from cluster.emulator.checks import FAILED_PRECONDITION, INVALID_ARGUMENT, check_parent, check_resource_id, check_update
 from cluster.emulator.incidents import Incidents
 from cluster.emulator.lives import CREATING, DELETING, PREEMPTED, READY, STARTING, STOPPED, STOPPING
 from cluster.emulator.model import Refusal
@@ -35,6 +35,20 @@ class Cloud(Incidents):
         """Raises Refusal."""
         with self._lock:
             return copy.deepcopy(self._find(path).message)
+
+    def guest_attributes(self, path: str, query: str, workers: list[str]) -> list[dict[str, str]]:
+        """What the hosts of a node have published: `namespace/key` -> value, a dict for each of `workers` (ids; none: all), in their order.
+
+        `query`: `namespace/`, `namespace/key` or empty for all. Raises Refusal, also when nothing is found.
+        """
+        with self._lock:
+            node = self._find(path)
+            asked = [host for host in node.hosts if not workers or str(host.worker) in workers]
+            values = [self._hosts.guest_attributes(node, host) for host in asked]
+        matches = [{name: value for name, value in one.items() if _answers(name, query)} for one in values]
+        if not any(matches):
+            raise Refusal(INVALID_ARGUMENT, f'Cloud TPU received an invalid argument. The "GuestAttributes" value "{query}" was not found.')
+        return matches
 
     def list_nodes(self, parent: str, page_size: int = 0, page_token: str = "") -> tuple[list[bytes], str]:
         """Serialized Nodes of a zone (or of all, with zone `-`), and the token of the next page. Raises Refusal."""
@@ -155,3 +169,7 @@ class Cloud(Incidents):
         zone = check_parent(parent, wildcard=True)
         with self._lock:
             return [f"{parent.rpartition('/')[0]}/{down}" for down in self._limits.unreachable() if zone in (down, "-")]
+
+
+def _answers(name: str, query: str) -> bool:
+    return name.startswith(query) if not query or query.endswith("/") else name == query

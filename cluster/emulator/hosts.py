@@ -19,6 +19,7 @@ from typing import Protocol
 import psutil
 
 from cluster import processes
+from cluster.emulator.guest import GuestAttributes
 from cluster.emulator.metadata import MetadataServer, entries
 from cluster.emulator.model import HostRecord, Machine
 from cluster.emulator.store import Store
@@ -54,6 +55,9 @@ class Hosts(Protocol):
     def announce(self, machine: Machine) -> None:
         """Let the hosts' metadata servers show the machine as it is now."""
 
+    def guest_attributes(self, machine: Machine, host: HostRecord) -> dict[str, str]:
+        """What one host has published about itself: `namespace/key` -> value."""
+
     def exited(self, host: HostRecord) -> bool:
         """Whether the host's startup script has ended."""
 
@@ -84,6 +88,9 @@ class NoHosts:
 
     def announce(self, machine: Machine) -> None:
         """Nobody to tell."""
+
+    def guest_attributes(self, machine: Machine, host: HostRecord) -> dict[str, str]:  # noqa: ARG002  # the protocol's signature
+        return {}
 
     def exited(self, host: HostRecord) -> bool:  # noqa: ARG002  # the protocol's signature
         return False
@@ -162,6 +169,9 @@ class ProcessHosts:
             if server is not None:
                 server.show(entries(machine, host.worker))
 
+    def guest_attributes(self, machine: Machine, host: HostRecord) -> dict[str, str]:
+        return self._guest(machine, host).values()
+
     def exited(self, host: HostRecord) -> bool:
         if host.process is None:
             return False
@@ -175,7 +185,8 @@ class ProcessHosts:
 
     def _serve(self, machine: Machine, host: HostRecord) -> None:
         if (machine.uid, host.worker) not in self._servers:
-            server = MetadataServer(host.ip, host.metadata_port, entries(machine, host.worker))
+            private_dir(self._disk(machine, host))
+            server = MetadataServer(host.ip, host.metadata_port, entries(machine, host.worker), self._guest(machine, host))
             host.metadata_port = server.port
             with self._lock:
                 self._servers[machine.uid, host.worker] = server
@@ -231,6 +242,9 @@ class ProcessHosts:
             **chips,
             **passed,
         }
+
+    def _guest(self, machine: Machine, host: HostRecord) -> GuestAttributes:
+        return GuestAttributes(self._disk(machine, host) / "guest-attributes.json")
 
     def _disk(self, machine: Machine, host: HostRecord) -> Path:
         return self._folder / f"{machine.uid}-w-{host.worker}"

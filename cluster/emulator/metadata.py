@@ -14,9 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from cluster.emulator.guest import GuestAttributes
 from cluster.emulator.model import InstanceRecord, Machine, NodeRecord, project_number, service_account, tpu_env
 
 PREFIX = "/computeMetadata/v1/"
+GUEST = f"{PREFIX}instance/guest-attributes/"
+ENABLED = "instance/attributes/enable-guest-attributes"
 _LISTS = frozenset({"aliases", "scopes"})
 """Lines of text by themselves, lists in JSON."""
 
@@ -87,9 +90,10 @@ def _account(folder: str, project: str) -> dict[str, str]:
 class MetadataServer:
     """Serves one host until `stop`. Raises OSError when the address cannot be had."""
 
-    def __init__(self, ip: str, port: int, values: Mapping[str, str]) -> None:
-        """`port`: 0 for any free one."""
+    def __init__(self, ip: str, port: int, values: Mapping[str, str], guest: GuestAttributes) -> None:
+        """`port`: 0 for any free one. `guest`: what the host itself may write."""
         self._server = _Server((ip, port), _Handler)
+        self._server.guest = guest
         self._server.values, self._server.changed, self._server.ended = dict(values), threading.Condition(), False
         self.port: int = self._server.server_address[1]
         serve = functools.partial(self._server.serve_forever, poll_interval=0.05)
@@ -114,6 +118,7 @@ class MetadataServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     values: dict[str, str]
+    guest: GuestAttributes
     changed: threading.Condition
     ended: bool
 
@@ -132,10 +137,12 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        if self.headers.get("Metadata-Flavor") != "Google":
-            self._answer(403, "Missing Metadata-Flavor:Google header.\n")
+        if not self._from_a_program():
             return
         url = urlsplit(self.path)
+        if url.path.startswith(GUEST):
+            self._guest(lambda name: self.server.guest.values().get(name))
+            return
         query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
 
         def look() -> tuple[str, str] | None:
@@ -148,6 +155,42 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, "Not Found\n")
         else:
             self._answer(200, *found)
+
+    def do_PUT(self) -> None:
+        """The only thing that a host can write here; PUT and DELETE as in Google's "Setting and querying guest attributes"."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+
+        def put(name: str) -> str:
+            self.server.guest.put(name, body)
+            return ""
+
+        if self._from_a_program():
+            self._guest(put)
+
+    def do_DELETE(self) -> None:
+        def remove(name: str) -> str:
+            self.server.guest.remove(name)
+            return ""
+
+        if self._from_a_program():
+            self._guest(remove)
+
+    def _from_a_program(self) -> bool:
+        """Whether the request is none that a browser was lured into; it is answered when it may be."""
+        if self.headers.get("Metadata-Flavor") == "Google":
+            return True
+        self._answer(403, "Missing Metadata-Flavor:Google header.\n")
+        return False
+
+    def _guest(self, act: Callable[[str], str | None]) -> None:
+        """Do it with the attribute `namespace/key` of the path. The answer where they are not enabled is a guess."""
+        name = urlsplit(self.path).path.removeprefix(GUEST)
+        if self.server.values.get(ENABLED, "").upper() != "TRUE":
+            self._answer(403, "Guest attributes endpoint access is disabled.\n")
+        elif name.count("/") != 1 or (answer := act(name)) is None:
+            self._answer(404, "Not Found\n")
+        else:
+            self._answer(200, answer)
 
     def _wait(self, look: Callable[[], tuple[str, str] | None], query: Mapping[str, str]) -> None:
         """Until the value is not the one of `last_etag` (or of now) any more, or `timeout_sec` is over."""

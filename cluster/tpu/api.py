@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cluster.credentials import default_credentials
 from cluster.repeat import CHANNEL_OPTIONS, SAFE, STUMBLES, Repeater
-from cluster.tpu.errors import CLOUD_TPU, NotFoundError, TransientError, from_exception, from_status
+from cluster.tpu.errors import CLOUD_TPU, InvalidRequestError, NotFoundError, TransientError, from_exception, from_status
 from cluster.tpu.messages import (
     NodeRequest,
     Operation,
@@ -103,6 +103,18 @@ class TpuApi:
         """Raises NotFoundError when there is none, and other TPUErrors."""
         path = f"{self._parent(zone)}/nodes/{name}"
         return self._call(lambda: to_slice(raw(self._client.get_node(name=path, timeout=self._timeout, retry=None))), name, zone)
+
+    def guest_attribute(self, zone: str, name: str, attribute: str) -> list[str]:
+        """The values of `namespace/key` that hosts of a node have published about themselves. Raises TPUError, NotFoundError when there is
+        no such node.
+        """
+        call = {"name": f"{self._parent(zone)}/nodes/{name}", "query_path": attribute}
+        ask = self._client.get_guest_attributes
+        try:
+            answer = self._call(lambda: raw(ask(call, timeout=self._timeout, retry=None)), name, zone)
+        except InvalidRequestError:  # what the service says when nothing was published: The "GuestAttributes" value "" was not found.
+            return []
+        return [item.value for host in answer.guest_attributes for item in host.query_value.items]
 
     def list_nodes(self, zone: str, needed: Collection[str] | None = None) -> list[Slice]:
         """All nodes of a zone, or of ALL_ZONES. Complete, or a TPUError: a shorter list would make living slices look deleted.

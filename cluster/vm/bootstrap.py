@@ -19,6 +19,14 @@ _SCRIPT = Template("""#!/bin/bash
 # Podlaunch bootstrap: runs at every boot.
 export PODLAUNCH_HOME="$${PODLAUNCH_HOME:-/opt/podlaunch}"
 wanted="$bundle"
+refuse() {  # why this host cannot join its cluster: into the log of the boot, and where `tpu status` finds it
+  echo "podlaunch: $$1" >&2
+  at="http://$${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance"
+  ask=(curl --silent --fail --noproxy '*' --max-time 5 --header "Metadata-Flavor: Google")
+  worker="$$("$${ask[@]}" "$$at/attributes/agent-worker-number" 2>/dev/null)" &&
+    "$${ask[@]}" --request PUT --data-raw "worker $$worker: $$1" "$$at/guest-attributes/podlaunch/trouble" 2>/dev/null
+  exit 1
+}
 present="$$(cat "$$PODLAUNCH_HOME/bundle.sha256" 2>/dev/null)"
 if [ "$$present" != "$$wanted" ]; then
 $otherwise
@@ -40,13 +48,10 @@ while true; do
   pause=$$((pause < 30 ? pause * 2 : 30))
 done
 """)
-_REFUSE = """\
-  echo "podlaunch: this image holds the bundle '$present', the cluster wants '$wanted' and has no bucket to get it from" >&2
-  exit 1"""
+_REFUSE = "  refuse \"this image holds the bundle '$present', the cluster wants '$wanted' and has no bucket to get it from\""
 _INSTALL = Template("""\
   if ! command -v python3 >/dev/null; then
-    echo "podlaunch: this image has no python3, with which the bundle would be installed" >&2
-    exit 1
+    refuse "this image has no python3, with which the bundle would be installed"
   fi
   mkdir -p "$$PODLAUNCH_HOME" || exit 1
   python3 -I - $place <<'END_OF_INSTALL' || exit 1

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from cluster.errors import ClusterError
 from cluster.logs import set_up_logging
 from cluster.processes import MARKER, ProcessRecord, spawn
 from cluster.ray_env import ray_environment
@@ -246,9 +247,14 @@ def main() -> None:
     settings = read_settings(os.environ, fetch)
     set_up_logging(f"host-{identity.slice_name}-{identity.worker_id}", terminal=None)
     logger.info("host %d of slice %s, cluster %s", identity.worker_id, identity.slice_name, settings.cluster)
-    if (why := refusal(settings, own_versions())) is not None:
+    why = refusal(settings, own_versions())
+    if why is not None:
         logger.error("%s", why)
         print(f"podlaunch: {why}", file=sys.stderr, flush=True)  # into the log of the boot, where the installer's refusals are
+    try:
+        metadata.tell_trouble(identity, why)
+    except ClusterError as error:  # as on a TPU VM made elsewhere, whose metadata does not allow it
+        logger.info("nothing can be published about this host: %s", error)
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     agent = make_agent(identity, settings, fetch)

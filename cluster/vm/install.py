@@ -51,6 +51,20 @@ def say(words: str) -> None:
     print("podlaunch: " + words, file=sys.stderr, flush=True)
 
 
+def tell_trouble(metadata_host: str, words: str) -> None:
+    """Publish why this host cannot join its cluster, as a guest attribute, where `tpu status` finds it. Only TPU hosts have a number, and
+    a machine whose metadata does not allow it has the words in the log of its boot alone.
+    """
+    headers = {"Metadata-Flavor": "Google"}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # link-local: never through a proxy
+    base = f"http://{metadata_host}/computeMetadata/v1/instance/"
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        with opener.open(urllib.request.Request(base + "attributes/agent-worker-number", headers=headers), timeout=5) as answer:
+            body = f"worker {answer.read().decode().strip()}: {words}".encode()
+        request = urllib.request.Request(base + "guest-attributes/podlaunch/trouble", data=body, headers=headers, method="PUT")
+        opener.open(request, timeout=5).close()
+
+
 class Store:
     """The bucket, read with the VM's own identity."""
 
@@ -307,10 +321,13 @@ def main() -> int:
     home = Path(os.environ["PODLAUNCH_HOME"])
     place = json.loads(sys.argv[1])
     say(f"installing bundle {place['bundle'][:12]} from gs://{place['bucket']}/{place['blob']}")
+    metadata_host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
     try:
-        install(home, place, Store(place, os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")))
+        install(home, place, Store(place, metadata_host))
     except (InstallError, OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        say(f"this host cannot be installed: {error}")
+        words = f"this host cannot be installed: {error}"
+        say(words)
+        tell_trouble(metadata_host, words)
         return 1
     say(f"installed in {time.monotonic() - started:.1f} s")
     return 0

@@ -16,6 +16,10 @@ Fetch = Callable[[str], str]
 
 HOST_ATTRIBUTE = "podlaunch-host"
 """The custom metadata key that holds the host agent's settings as JSON; written by the node provider."""
+GUEST_ATTRIBUTES_ENABLED = {"enable-guest-attributes": "TRUE"}
+"""The metadata with which a VM may publish words about itself (docs: "Setting and querying guest attributes")."""
+TROUBLE = "podlaunch/trouble"
+"""The guest attribute that says why a host cannot join its cluster: `worker <id>: <words>`."""
 HEAD_ATTRIBUTE = "podlaunch-head"
 """The same of a head VM; written by the client that creates it."""
 
@@ -38,8 +42,22 @@ class HostIdentity:
 
 def fetch(path: str, *, timeout: float = 5.0) -> str:
     """Ask the metadata server. GCE_METADATA_HOST moves it, as Google's own libraries have it."""
+    return _ask("GET", path, None, timeout)
+
+
+def tell_trouble(identity: "HostIdentity", words: str | None, *, timeout: float = 5.0) -> None:
+    """Publish why this host cannot join its cluster, where `tpu status` finds it; None: all is well. Raises ClusterError."""
+    path = f"instance/guest-attributes/{TROUBLE}"
+    if words is None:
+        _ask("DELETE", path, None, timeout)
+    else:
+        _ask("PUT", path, f"worker {identity.worker_id}: {words}".encode(), timeout)
+
+
+def _ask(method: str, path: str, body: bytes | None, timeout: float) -> str:
     host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
-    request = urllib.request.Request(f"http://{host}/computeMetadata/v1/{path}", headers={"Metadata-Flavor": "Google"})
+    url = f"http://{host}/computeMetadata/v1/{path}"
+    request = urllib.request.Request(url, data=body, headers={"Metadata-Flavor": "Google"}, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # link-local: never through a proxy
     try:
         with opener.open(request, timeout=timeout) as response:

@@ -16,11 +16,13 @@ from cluster.errors import ConfigError, PodlaunchError
 from cluster.leftovers import Leftover
 from cluster.listeners import wider_than_needed
 from cluster.tpu.catalog import by_name
+from cluster.tpu.errors import TPUError
 from cluster.tpu.lifecycle import BILLED, Life
 from cluster.tpu.orphans import Orphan
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import read_refusals
 from cluster.tpu.status import SliceStatus, slice_status
+from cluster.vm.metadata import TROUBLE
 from launcher.cli.options import CONSOLE
 from launcher.cli.places import Orphans, clusters_elsewhere, orphans_everywhere
 
@@ -107,9 +109,21 @@ def _describe_elsewhere(cluster: Cluster) -> dict[str, Any]:
 
 
 def _add_slices(row: dict[str, Any], cluster: Cluster, joined: list[str] | None) -> None:
-    for one in cluster.provider().get_status().slices:
+    provider = cluster.provider()
+    for one in provider.get_status().slices:
         kind = cluster.config.type_like(one.accelerator_type)
-        row["slices"].append(_slice_row(one, kind, None if joined is None else joined.count(one.name)))
+        ready = None if joined is None else joined.count(one.name)
+        row["slices"].append(_slice_row(one, kind, ready))
+        if one.life is Life.READY and ready is not None and ready < kind.hosts_per_slice:
+            row["troubles"] += _troubles(provider, one)
+
+
+def _troubles(provider: TPUProvider, one: SliceStatus) -> list[str]:
+    """What hosts of a slice say about why they cannot join."""
+    try:
+        return [f"{one.name} {words}" for words in provider.api.guest_attribute(one.zone, one.name, TROUBLE)]
+    except TPUError as error:
+        return [f"the hosts of {one.name} cannot be asked: {error}"]
 
 
 def _refusals(cluster: Cluster) -> Iterator[str]:
@@ -138,6 +152,7 @@ def _head_row(kind: str, config: ClusterConfig, created: float) -> dict[str, Any
         "topology": config.accelerator.topology,
         "created": created,
         "slices": [],
+        "troubles": [],
         "problem": None,
     }
 
@@ -208,7 +223,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         CONSOLE.print("no cluster is up", highlight=False)
     for row in rows:
         _TITLES[row["kind"]](row)
-        for line in [*row.get("refusals", []), *row.get("open", []), *filter(None, [row["problem"]])]:
+        for line in [*row.get("refusals", []), *row.get("open", []), *row.get("troubles", []), *filter(None, [row["problem"]])]:
             CONSOLE.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
         if row["slices"]:
             CONSOLE.print(_table(row["slices"]))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import ConfigError
 from cluster.state import cache_dir
-from launcher.config import DataConfig
+from launcher.data.config import DataConfig
 from launcher.data.pack import Encoded, Rows, encode, pack
 from launcher.data.sources import Document, read_documents
 from launcher.data.split import document_rank, held_out_limit

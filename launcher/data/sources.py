@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ConfigError
-from launcher.config import DataConfig
+from launcher.data.config import DataConfig
 
 MAX_DOCUMENT = 8192
 MIN_DOCUMENT = 256

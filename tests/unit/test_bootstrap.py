@@ -15,8 +15,8 @@ METADATA_LIMIT = 256 * 1024
 LONGEST_COMMANDS = 128 * 1024
 
 
-def boot(script: str, home: Path, path: str | None = None) -> "subprocess.CompletedProcess[str]":
-    env = {"PODLAUNCH_HOME": str(home), "PATH": os.environ["PATH"] if path is None else path}
+def boot(script: str, home: Path, path: str | None = None, metadata_host: str = "127.0.0.1:1") -> "subprocess.CompletedProcess[str]":
+    env = {"PODLAUNCH_HOME": str(home), "PATH": os.environ["PATH"] if path is None else path, "GCE_METADATA_HOST": metadata_host}
     return subprocess.run(["/bin/bash", "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False)
 
 

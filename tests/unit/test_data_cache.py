@@ -12,9 +12,9 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from cluster.errors import ConfigError
 from cluster.state import cache_dir
-from launcher.config import DataConfig
 from launcher.data.batches import EvalBatches, TrainBatches
 from launcher.data.cache import PackedSet, open_packed
+from launcher.data.config import DataConfig
 from launcher.data.pack import Encoded, encode, pack
 from launcher.data.sources import Document
 from launcher.data.split import document_rank, held_out_limit

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
-from launcher.config import DataConfig
+from launcher.data.config import DataConfig
 from launcher.data.sources import Document, check_source, read_documents, split_lines
 
 

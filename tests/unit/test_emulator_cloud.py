@@ -10,7 +10,7 @@ from google.cloud import tpu_v2
 
 from cluster.emulator.clock import ManualClock
 from cluster.emulator.cloud import CREATING, DELETING, READY, Cloud
-from cluster.emulator.hosts import address
+from cluster.emulator.hosts import NoHosts, address
 from cluster.emulator.model import HostRecord, Machine, Refusal, bounds
 from cluster.emulator.store import Store
 from cluster.tpu.catalog import all_types, lookup
@@ -18,7 +18,7 @@ from cluster.tpu.catalog import all_types, lookup
 PARENT = "projects/p/locations/us-central2-b"
 
 
-class RecordedHosts:
+class RecordedHosts(NoHosts):
     """Remembers what was asked of it; `during_start` is called in the middle of a start."""
 
     def __init__(self) -> None:
@@ -36,17 +36,8 @@ class RecordedHosts:
     def stop(self, machine: Machine) -> None:
         self.alive.discard(machine.uid)
 
-    def signal(self, machine: Machine, host: HostRecord, number: int) -> None:
-        return
-
     def run(self, machine: Machine, host: HostRecord, command: str) -> tuple[int, str]:
         return 0, command
-
-    def environment(self, machine: Machine, host: HostRecord) -> tuple[dict[str, str], Path] | None:
-        return None
-
-    def announce(self, machine: Machine) -> None:
-        return
 
     def exited(self, host: HostRecord) -> bool:
         return host.worker in self.ended

@@ -16,6 +16,7 @@ from cluster.emulator.cloud import Cloud
 from cluster.emulator.daemon import purge
 from cluster.emulator.embedded import Embedded, embedded_emulator
 from cluster.emulator.faults import TPU_PRESETS, Effect, Fault, Faults
+from cluster.emulator.guest import GuestAttributes
 from cluster.emulator.hosts import NoHosts
 from cluster.emulator.metadata import MetadataServer, entries
 from cluster.emulator.model import HostRecord, Machine, NodeRecord, Refusal
@@ -418,10 +419,10 @@ def test_wrong_fault_is_refused(values: dict[str, Any], words: str) -> None:
         Fault.from_dict(values)
 
 
-def test_waiting_for_a_change_of_metadata_ends_with_the_change() -> None:
+def test_waiting_for_a_change_of_metadata_ends_with_the_change(tmp_path: Path) -> None:
     message = tpu_v2.Node.pb()(name=PATH)
     node = NodeRecord(message, "0123456789ab", lookup("v4-8"), [HostRecord(0, "127.99.2.1")])
-    server = MetadataServer("127.99.2.1", 0, entries(node, 0))
+    server = MetadataServer("127.99.2.1", 0, entries(node, 0), GuestAttributes(tmp_path / "guest.json"))
     url = f"http://127.99.2.1:{server.port}/computeMetadata/v1/instance/preempted"
     etag = ask(url)[1]
     seen: list[str] = []

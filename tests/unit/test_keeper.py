@@ -14,7 +14,8 @@ from cluster.secret_place import SecretPlace
 from cluster.vm.companion import Beside
 from launcher.attempts import claim_next, submit_next
 from launcher.claims import Claims
-from launcher.config import DataConfig, LaunchConfig, ModelConfig
+from launcher.config import LaunchConfig, ModelConfig
+from launcher.data.config import DataConfig
 from launcher.gang.keeper import (
     HEALTHY_S,
     LONGEST_PAUSE_S,

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from cluster.config import ClusterConfig
-from launcher.config import BudgetConfig, DataConfig, LaunchConfig, ModelConfig, RunConfig
+from launcher.config import BudgetConfig, LaunchConfig, ModelConfig, RunConfig
+from launcher.data.config import DataConfig
 from launcher.gang.attempt import EXIT_STOPPED
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.placement import Host
