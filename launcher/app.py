@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
+import yaml
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -65,8 +66,10 @@ def guarded(command: Callable[[], int], component: str, *, verbose: bool = False
         return 1
 
 
-def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> int:
+def launch(config: LaunchConfig, console: Console, *, detach: bool = False, dry_run: bool = False) -> int:
     """Bring the cluster up where needed, submit the run, follow it to its end. Returns the exit code.
+
+    `dry_run`: check everything, say what would be done, and return.
 
     Raises ConfigError before anything is started, ClusterError when the cluster cannot be brought up.
     """
@@ -82,6 +85,9 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     for title, text in describe(config, run):
         console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True, markup=False)
     console.print()
+    if dry_run:
+        console.print(yaml.safe_dump(config.to_dict(), sort_keys=False), highlight=False, soft_wrap=True, markup=False)
+        return 0
     cluster = bring_up(config.cluster, lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False))
     if data is not None:
         run.write_data(data)

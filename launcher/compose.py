@@ -89,7 +89,7 @@ def compose_file(path: Path, overrides: Sequence[str]) -> LaunchConfig:
     groups = [f"{key}={value}" for key, value in values.items() if isinstance(value, str)]
     if isinstance(job := values.get("job"), Mapping) and isinstance(job.get("kind"), str):  # it decides which groups there are
         groups.append(f"job={job['kind']}")
-    settings = [f"{key}={_quote(value)}" for key, value in _flatten({k: v for k, v in values.items() if not isinstance(v, str)}, "")]
+    settings = [f"{key}={_quote(value)}" for key, value in flatten({k: v for k, v in values.items() if not isinstance(v, str)}, "")]
     return load(compose_config([*groups, *settings, *overrides]))
 
 
@@ -155,10 +155,10 @@ def _dotted(node: Any, prefix: str) -> Iterable[str]:
             yield from _dotted(child, f"{prefix}{key}.")
 
 
-def _flatten(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

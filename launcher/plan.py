@@ -2,7 +2,7 @@
 
 from launcher.config import LaunchConfig
 from launcher.data.config import SourceConfig
-from launcher.models.variants import VARIANTS
+from launcher.models.registry import VARIANTS
 from launcher.runs import RunDirectory
 
 

@@ -255,6 +255,10 @@ class RunDirectory:
         """What that training process has written so far."""
         return self.files.read_grown(self.log_name(attempt, host))
 
+    def tail_log(self, attempt: int, host: int) -> Tail:
+        """The same, as it grows."""
+        return self.files.tail(self.log_name(attempt, host))
+
     def logs(self) -> dict[int, list[int]]:
         """Attempt -> the hosts that wrote a log in it, both in order."""
         found: dict[int, list[int]] = {}

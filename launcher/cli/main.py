@@ -1,5 +1,6 @@
 """The command `tpu`. One file per verb; this one ties them together."""
 
+import importlib.metadata
 import logging
 import sys
 from typing import Annotated
@@ -27,8 +28,15 @@ app.add_typer(train.app, name="train")
 app.add_typer(emulator.app, name="emulator")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("podlaunch"))
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,  # noqa: ARG001
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say on stderr what is being done.")] = False,
 ) -> None:
     """Options of every command."""

@@ -48,8 +48,8 @@ NOTICE_INTERVAL_S = 0.25
 """How often the agent's file is looked at."""
 LAST_WORDS_S = 10.0
 """How long the end of a process that failed may be kept from the supervisor until the last of its log is sent."""
-SPARE_AFTER_S = 30.0
-"""How long a process trains before its host makes a spare: the imports take seconds of every core of a small machine."""
+SPARE_AFTER_S = 5.0
+"""How long a process trains before its host makes a spare: a run that is over by then needs none."""
 _CHILD = (sys.executable, "-m", "launcher.training.child")
 _TAIL_BYTES = 64 * 1024
 

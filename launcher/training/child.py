@@ -33,6 +33,7 @@ from types import FrameType
 from typing import NoReturn
 
 from launcher.entrypoint import Entrypoint
+from launcher.training.compilation_cache import keep_on_every_host
 from launcher.training.program import ProgramFailed, program_of, run_program
 from launcher.training.reporter import Reporter, reporter_from_environment
 from launcher.training.spare import ORDERS_FD_VARIABLE, take_orders
@@ -172,6 +173,7 @@ def connect(gang: Gang) -> None:
 
     cache = os.environ.get("PODLAUNCH_COMPILATION_CACHE")
     if cache:
+        keep_on_every_host()
         jax.config.update("jax_compilation_cache_dir", cache)  # type: ignore[no-untyped-call]
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # type: ignore[no-untyped-call]
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from types import TracebackType
 import yaml
 
 from launcher.entrypoint import Entrypoint, parse_entrypoint
+from launcher.training.compilation_cache import keep_on_every_host
 from launcher.training.jax_cluster import introduce_to_jax
 from launcher.training.reporter import Reporter
 
@@ -44,6 +45,7 @@ def run_program(program: Entrypoint, code: Path, work: Path, reporter: Reporter)
     os.chdir(work)
     set_environment()
     introduce_to_jax()
+    keep_on_every_host()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     reporter.emit("phase", phase="script")
     _forget_ours()

@@ -8,6 +8,9 @@ import importlib
 import json
 import os
 import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launcher.training.program import program_of, set_environment
@@ -16,6 +19,7 @@ ORDERS_FD_VARIABLE = "PODLAUNCH_ORDERS_FD"
 _TRAINING = ("launcher.config", "launcher.training.job")
 _LIBRARIES = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "numpy")
 """What a user's program may find imported, if it names it."""
+_LOWEST_PRIORITY = 19
 _ENVIRONMENT = re.compile(r"\b(environ|putenv|dotenv)\b")
 
 
@@ -27,8 +31,7 @@ def take_orders(run_dir: Path) -> list[str]:
     else:
         set_environment()
         names = libraries_of(Path(os.environ["PODLAUNCH_USER_CODE"]))
-    for name in names:
-        importlib.import_module(name)
+    import_gently(names)
     with os.fdopen(fd, encoding="utf-8") as pipe:
         line = pipe.readline()
     if not line:
@@ -41,6 +44,20 @@ def take_orders(run_dir: Path) -> list[str]:
     os.close(log)
     arguments: list[str] = orders["arguments"]
     return arguments
+
+
+def import_gently(names: Sequence[str]) -> None:
+    """In a thread of the lowest priority: on a small machine the process that trains goes first. This process keeps its own priority."""
+    if not names:
+        return
+    importlib.import_module("numpy")  # its pool of threads begins with the import, and would keep that priority
+    with ThreadPoolExecutor(1, initializer=_give_way) as importing:
+        for name in names:
+            importing.submit(importlib.import_module, name).result()
+
+
+def _give_way() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)  # on Linux that is the thread's
 
 
 def libraries_of(code: Path) -> list[str]:

@@ -155,7 +155,7 @@ def test_no_good_checkpoint_stops_and_stays_stopped(finished: Path, tmp_path: Pa
 def test_a_checkpoint_of_another_model_is_refused_by_name(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
-    from launcher.models.variants import VARIANTS
+    from launcher.models.registry import VARIANTS
 
     run = copy(finished, tmp_path)
     monkeypatch.setitem(VARIANTS, "gemma3-nano", dataclasses.replace(VARIANTS["gemma3-nano"], d_ff=384))
