@@ -78,7 +78,8 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
     for line in (
         "01:00  waiting for capacity",
         "00:20  2 hosts: s/0, s/1",
-        "00:25  data: 1,200 documents, 34,567 tokens in 99 sequences; 1,200 documents held out; 6 documents are longer",
+        "00:25  data: 1,200 documents, 34,567 tokens in 99 sequences; 1,200 documents held out; "
+        "6 documents are longer than trainer.seq_len and are cut",
         "00:30  step 5/10  loss 2.2500  1,234 tokens/s",
         "00:40  checkpoint of step 5",
         "result      SUCCEEDED after 01:05",
