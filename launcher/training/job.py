@@ -18,7 +18,8 @@ from launcher.config import TrainingConfig
 from launcher.curve import meaning_of
 from launcher.data.batches import EvalBatches, TrainBatches
 from launcher.data.cache import PackedData, open_packed
-from launcher.data.tokenizer import ByteTokenizer, Tokenizer
+from launcher.data.hf_tokenizer import open_tokenizer
+from launcher.data.tokenizer import Tokenizer
 from launcher.runs import RunDirectory
 from launcher.training.checkpoint import FOLDER, Checkpoints
 from launcher.training.export import export_model
@@ -76,7 +77,7 @@ class TrainingJob:
         self.peak_flops, self.allow, self.may_publish = peak_flops, allow, may_publish
         self.checkpoints = checkpoints or str(output / FOLDER)
         self.reporter = reporter or SilentReporter()
-        self.tokenizer: Tokenizer = ByteTokenizer()
+        self.tokenizer: Tokenizer = open_tokenizer(config.data.tokenizer)
         self._open = contextlib.ExitStack()
         self._ready: _Prepared | None = None
 
@@ -151,6 +152,7 @@ class TrainingJob:
         self._phase("data")
         data = open_packed(self.config.data, self.tokenizer, self.config.trainer.seq_len)
         check_same("the training data", data.key)
+        self.reporter.emit("data", parts=data.about["parts"], held_out=data.about["held_out"])
         return data
 
     def _checkpoints(self, data: PackedData) -> Checkpoints:
