@@ -1,10 +1,11 @@
 """Faults while runs train: an emulated cluster for all that befalls hosts, one for slices, both apart from that of the integration tests.
 
-`--chaos=full` runs every test; without it the ones that take longest, or show what another one shows too, are left out. What each fault
-cost is printed at the end.
+`--chaos=full` runs every test, with `-n 2 --dist loadfile` two files at a time; without it the ones that take longest, or show what another
+one shows too, are left out. What each fault cost is printed at the end.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -47,17 +48,17 @@ class Outcome:
     """A checksum."""
 
 
-_ACCOUNT = pytest.StashKey[list[Mended]]()
+_PROPERTY = "mended"
 
 
 class Account:
-    """Where tests write down how long it took."""
+    """Where a test writes down how long it took."""
 
-    def __init__(self, lines: list[Mended]) -> None:
-        self._lines = lines
+    def __init__(self, properties: list[tuple[str, object]]) -> None:
+        self._properties = properties
 
     def add(self, fault: str, *, seen: float | None, working: float) -> None:
-        self._lines.append(Mended(fault, seen, working))
+        self._properties.append((_PROPERTY, dataclasses.asdict(Mended(fault, seen, working))))
 
     @contextlib.contextmanager
     def recovery(self, fault: str, run: "Run", attempt: int) -> Iterator[None]:
@@ -80,11 +81,19 @@ def chaos_seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def account(request: pytest.FixtureRequest) -> Account:
-    return Account(request.config.stash.setdefault(_ACCOUNT, []))
+    return Account(request.node.user_properties)  # they come with the test's report, also from another process
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(_ACCOUNT, [])
+_mended: list[Mended] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call":
+        _mended.extend(Mended(**value) for name, value in report.user_properties if name == _PROPERTY and isinstance(value, dict))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = _mended
     if not lines:
         return
     width = max(len(line.fault) for line in lines)
