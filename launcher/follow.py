@@ -86,6 +86,8 @@ def _describe_event(event: dict[str, Any]) -> str | None:
     match event["event"]:
         case "hosts":
             return f"{len(event['hosts'])} hosts: {', '.join(event['hosts'])}"
+        case "data":
+            return _describe_data(event)
         case "evaluation":
             return f"held-out loss {event['when']} training: {event['loss']:.4f} nat a token"
         case "checkpoint":
@@ -105,6 +107,17 @@ def _describe_event(event: dict[str, Any]) -> str | None:
         case "state" if event["state"] == RunState.RECOVERING:
             return f"starting attempt {event['attempt']}"
     return None
+
+
+def _describe_data(event: dict[str, Any]) -> str:
+    parts, held_out = event["parts"].values(), event["held_out"]
+    counts = {name: sum(part[name] for part in parts) for name in ("documents", "tokens", "rows")}
+    cut = sum(part["cut"] for part in (*parts, held_out))
+    longer = f"; {cut:,} documents are longer than trainer.seq_len and are cut" if cut else ""
+    return (
+        f"data: {counts['documents']:,} documents, {counts['tokens']:,} tokens in {counts['rows']:,} sequences; "
+        f"{held_out['documents']:,} documents held out{longer}"
+    )
 
 
 def _describe_step(row: dict[str, Any], status: RunStatus) -> str:

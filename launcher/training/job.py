@@ -19,7 +19,6 @@ from launcher.config import TrainingConfig
 from launcher.curve import meaning_of
 from launcher.data.batches import EvalBatches, TrainBatches
 from launcher.data.cache import PackedData, open_packed
-from launcher.data.hf_tokenizer import open_tokenizer
 from launcher.data.tokenizer import Tokenizer
 from launcher.models.interface import Params
 from launcher.runs import RunDirectory
@@ -40,6 +39,7 @@ from launcher.training.state import Blueprint, TrainState, make_blueprint
 from launcher.training.step import CompiledSteps, compile_steps, put_batch
 from launcher.weights.check import check_weights
 from launcher.weights.folder import ModelFolder
+from launcher.weights.tokenizer import tokenizer_of
 
 __all__ = ["NonFinite", "Preempted", "TrainingJob", "TrainingResult"]
 
@@ -104,7 +104,7 @@ class TrainingJob:
         self._open.callback(stop.disarm)
         self._phase("data")
         weights = check_weights(self.config.model)
-        tokenizer = open_tokenizer(weights)
+        tokenizer = tokenizer_of(self.config.data, weights)
         data = self._open_data(tokenizer)
         self._phase("compiling")
         blueprint = make_blueprint(self.config, layout, make_optimizer(self.config))
@@ -169,6 +169,7 @@ class TrainingJob:
     def _open_data(self, tokenizer: Tokenizer) -> PackedData:
         data = open_packed(self.config.data, tokenizer, self.config.trainer.seq_len)
         check_same("the training data", data.key)
+        self.reporter.emit("data", parts=data.about["parts"], held_out=data.about["held_out"])
         return data
 
     def _checkpoints(self, data: PackedData) -> Checkpoints:

@@ -24,7 +24,7 @@ from launcher.training.step import CompiledSteps, StepMetrics, put_batch
 CHECKED_BEHIND = 2
 """So many steps after it was started a step's loss is looked at: late enough that the device never waits for the host."""
 
-ROWS_TOLD = 64
+PLACES_TOLD = 64
 
 
 class Preempted(Exception):
@@ -124,12 +124,12 @@ class Loop:
 
     def _describe(self, step: int, name: str, value: float) -> str:
         good = self.ready.checkpoints.newest
-        rows = ", ".join(map(str, self.batches.ids(step - 1)[:ROWS_TOLD]))
-        more = ", ..." if self.batches.batch_size > ROWS_TOLD else ""
+        places = self.batches.places(step - 1)
+        told = "; ".join(places[:PLACES_TOLD]) + ("; ..." if len(places) > PLACES_TOLD else "")
         kept = "no checkpoint was made yet" if good is None else f"checkpoint {good} is from before it"
         return (
-            f"{name} is {value} at step {step}, training stopped; its batch is rows {rows}{more} of the packed training data; {kept}; "
-            "lower trainer.lr or trainer.max_grad_norm, or take these rows out, then go on with run.resume=true run.allow=[optimizer,data]"
+            f"{name} is {value} at step {step}, training stopped; the documents of its batch begin at {told}; {kept}; "
+            "lower trainer.lr or trainer.max_grad_norm, or mend these, then go on with run.resume=true run.allow=[optimizer,data]"
         )
 
     def _is_logged(self, step: int) -> bool:

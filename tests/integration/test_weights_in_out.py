@@ -13,9 +13,10 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from cluster.errors import ConfigError
 from launcher.config import TrainingConfig
-from launcher.data.hf_tokenizer import open_tokenizer
-from launcher.data.tokenizer import ByteTokenizer
+from launcher.data.config import DataConfig
+from launcher.data.tokenizer import BOS, ByteTokenizer
 from launcher.models.families import gemma
 from launcher.models.registry import VARIANTS
 from launcher.training import export as export_module
@@ -28,6 +29,7 @@ from launcher.training.state import Blueprint, make_blueprint
 from launcher.weights import folder as folder_module
 from launcher.weights.check import check_weights
 from launcher.weights.folder import ModelFolder
+from launcher.weights.tokenizer import tokenizer_of
 from tests.integration.fake_gcs import BUCKET, FakeGcs
 from tests.integration.test_training_job import Recorder
 from tests.integration.training_gang import Gang, write_config
@@ -179,8 +181,12 @@ def test_a_folder_on_gs_is_read_like_one_here(source: Path, tmp_path: Path, monk
         here = ModelFolder(str(source))
         assert there.tensors == here.tensors
         assert there.fingerprint == here.fingerprint
-        with pytest.raises(folder_module.WeightsError, match=r"there is no tokenizer.json"):
-            open_tokenizer(there)
+        monkeypatch.setenv("PODLAUNCH_CACHE_DIR", str(tmp_path / "cache"))
+        with pytest.raises(ConfigError, match=r"the folder holds neither tokenizer.json nor tokenizer.model"):
+            tokenizer_of(DataConfig("python_stdlib"), there)
+        ByteTokenizer().save(tmp_path)
+        client.pipe_file(f"{BUCKET}/models/x/tokenizer.json", (tmp_path / "tokenizer.json").read_bytes())
+        assert tokenizer_of(DataConfig("python_stdlib"), there).decode(np.array([BOS, 69, 70])) == "AB"
         for name, stored in here.tensors.items():
             np.testing.assert_array_equal(there.rows(stored, 0, stored.shape[0]), here.rows(stored, 0, stored.shape[0]), err_msg=name)
     finally:

@@ -67,7 +67,7 @@ def test_an_unfinished_run_is_neither_started_twice_nor_resumed(tmp_path: Path, 
     [
         ({"model": {"variant": "gemma3-270m"}}, "model.variant from gemma3-nano to gemma3-270m", "model"),
         ({"trainer": {"seed": 7}}, "trainer.seed from 0 to 7", "seed"),
-        ({"data": {"source": "python_stdlib", "max_bytes": 9}}, "data.max_bytes from None to 9", "data"),
+        ({"data": {"source": "python_stdlib", "max_bytes": 90_000}}, "data.max_bytes from None to 90000", "data"),
     ],
 )
 def test_a_resume_with_other_settings_is_refused_unless_it_is_allowed(
@@ -208,12 +208,13 @@ def test_weights_that_do_not_fit_or_that_hosts_do_not_see_are_refused(tmp_path: 
         prepare_run(config_for(tmp_path, model={"variant": "gemma3-nano", "weights": "nowhere"}))
     shape = FAMILIES["gemma"].hf_shape(json.loads((REFERENCE / "config.json").read_text()))
     monkeypatch.setitem(VARIANTS, "gemma3-nano", dataclasses.replace(VARIANTS["gemma3-nano"], **shape))
-    with pytest.raises(ConfigError, match=r"there is no tokenizer.json and no tokenizer.model"):
+    with pytest.raises(ConfigError, match=r"the folder holds neither tokenizer.json nor tokenizer.model"):
         prepare_run(config_for(tmp_path, **weights))
     complete = shutil.copytree(REFERENCE, tmp_path / "complete")
     ByteTokenizer().save(complete)
     fits = config_for(tmp_path, model={"variant": "gemma3-nano", "weights": str(complete)})
-    prepare_run(fits)
+    with pytest.raises(ConfigError, match=r"complete has 260 tokens and gemma3-nano only 64"):
+        prepare_run(fits)
     elsewhere = dataclasses.replace(fits, cluster=dataclasses.replace(fits.cluster, head="vm"))
     with pytest.raises(ConfigError, match=r"the hosts of cluster 'c' do not see this machine's files; copy the folder to Cloud Storage"):
         preflight._check_weights(elsewhere, None)
