@@ -6,6 +6,10 @@ one shows too, are left out. What each fault cost is printed at the end.
 
 import contextlib
 import dataclasses
+import hashlib
+import itertools
+import json
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +20,7 @@ import psutil
 import pytest
 
 from cluster.local import ask_emulator
-from launcher.runs import RunDirectory
+from launcher.runs import Recoveries, RunDirectory, RunState
 from tests.integration.conftest import Home, eventually, launch_command, make_home
 
 STEPS = 40
@@ -32,6 +36,16 @@ class Mended:
     """Until the run was told to fail, or the slice to go; None: nothing had begun yet that could fail."""
     working: float
     """Until the first step on what took the place of what was lost."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run comes to."""
+
+    losses: dict[int, float]
+    """By step."""
+    parameters: str
+    """A checksum."""
 
 
 _PROPERTY = "mended"
@@ -56,6 +70,13 @@ class Account:
         (failed,) = [event["time"] for event in run.events("failure") if event["attempt"] == attempt - 1]
         assert working is not None
         self.add(fault, seen=failed - struck, working=working - struck)
+
+
+@pytest.fixture(scope="session")
+def chaos_seed(request: pytest.FixtureRequest) -> int:
+    """Of the first random schedule; the others follow it."""
+    given: int | None = request.config.getoption("--chaos-seed")
+    return random.randrange(1 << 16) if given is None else given
 
 
 @pytest.fixture
@@ -109,6 +130,32 @@ class Cluster:
         (found,) = [process for process in self.home.processes() if _is(process, f"host-{self.disk(worker).name}", words)]
         return found
 
+    def children(self, run: "Run", attempt: int) -> dict[int, psutil.Process]:
+        """The training processes of a run's attempt, by host, unless they were spares."""
+        found = {}
+        for process in self.home.processes():
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if "launcher.training.child" in words and _follows(words, "--run", run.directory.url, "--attempt", str(attempt)):
+                    found[int(process.environ()["PODLAUNCH_PROCESS_ID"])] = process
+        return found
+
+    def supervisors(self, run: "Run") -> list[psutil.Process]:
+        """The driver of the run's job, and the shell that is its parent where there is one."""
+        found = []
+        for process in self.home.processes():
+            with contextlib.suppress(psutil.Error):
+                words = " ".join(process.cmdline())
+                if "launcher.gang.supervisor" in words and run.directory.url in words:
+                    found.append(process)
+        return found
+
+    @property
+    def storage(self) -> str:
+        """Where the emulated Cloud Storage answers."""
+        found = json.loads((self.home.state / "emulator" / "endpoint.json").read_text())
+        return str(found["storage"])
+
     def kill_raylet(self, worker: int) -> None:
         self.host_process(worker, "raylet/raylet ").kill()
 
@@ -148,6 +195,12 @@ def _is(process: psutil.Process, owner: str, words: str) -> bool:
         return False
 
 
+def _follows(words: list[str], *options: str) -> bool:
+    """Whether the command line holds each of these options with its value."""
+    given = set(itertools.pairwise(words))
+    return all(pair in given for pair in zip(options[::2], options[1::2], strict=True))
+
+
 @dataclass(frozen=True)
 class Run:
     directory: RunDirectory
@@ -157,6 +210,21 @@ class Run:
     def step(self) -> int:
         status = self.directory.status()
         return 0 if status is None else status.step
+
+    @property
+    def phase(self) -> str:
+        status = self.directory.status()
+        return "" if status is None else status.phase
+
+    @property
+    def checkpoints(self) -> set[int]:
+        """Those that it has told of."""
+        return {event["step"] for event in self.events("checkpoint")}
+
+    @property
+    def restored(self) -> list[int]:
+        """The steps that its attempts went on from, those that began at 0 left out."""
+        return [event["step"] for event in self.events("restored")]
 
     @property
     def slices(self) -> list[str]:
@@ -185,6 +253,15 @@ class Run:
 
         eventually(done, f"{what} of {self.directory.run_id}")
 
+    def parameters(self) -> str:
+        """Of the model that it has made: the checksum of its weights as they are, which the file holds in the compute type, float32."""
+        weights = self.directory.files.read("export/model.safetensors")
+        assert weights is not None
+        return hashlib.sha256(weights).hexdigest()
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.losses(0), self.parameters())
+
     def reaches(self, step: int, attempt: int) -> None:
         self.until(lambda: step in self.losses(attempt), f"step {step} of attempt {attempt}")
 
@@ -207,8 +284,22 @@ def cluster(home: Home) -> Cluster:
 
 
 @pytest.fixture(scope="package")
-def undisturbed(cluster: Cluster) -> dict[int, float]:
-    """The losses of a run to which nothing happened."""
+def undisturbed(cluster: Cluster) -> Outcome:
+    """Of a run to which nothing happened."""
     run = cluster.start("undisturbed", until=1)
     run.end()
-    return run.losses(0)
+    return run.outcome()
+
+
+def check_end(run: Run, undisturbed: Outcome, **recoveries: int) -> None:
+    """It SUCCEEDED after so many recoveries of each cause; every step of every attempt came out as in the run to which nothing happened,
+    none is missing, and so did the model, bit by bit.
+    """
+    status = run.directory.status()
+    assert status is not None
+    assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(**recoveries)), run.events("failure")
+    attempts = [run.losses(attempt) for attempt in range(status.attempt + 1)]
+    assert {step for losses in attempts for step in losses} == set(undisturbed.losses)
+    for losses in attempts:
+        assert losses == {step: undisturbed.losses[step] for step in losses}
+    assert run.parameters() == undisturbed.parameters
