@@ -215,6 +215,6 @@ def test_weights_that_do_not_fit_or_that_hosts_do_not_see_are_refused(tmp_path: 
     fits = config_for(tmp_path, model={"variant": "gemma3-nano", "weights": str(complete)})
     with pytest.raises(ConfigError, match=r"complete has \d+ tokens and gemma3-nano only 64"):
         prepare_run(fits)
-    elsewhere = dataclasses.replace(fits, cluster=dataclasses.replace(fits.cluster, head="vm"))
+    elsewhere = dataclasses.replace(fits, cluster=dataclasses.replace(fits.cluster, cloud="google"))
     with pytest.raises(ConfigError, match=r"the hosts of cluster 'c' do not see this machine's files; copy the folder to Cloud Storage"):
         preflight._check_weights(elsewhere, None)
