@@ -122,6 +122,7 @@ class RunStatus:
     cost_usd: float | None = None
     held_out_before: float | None = None
     held_out_after: float | None = None
+    """Of the newest evaluation after a step."""
     checkpoint: int | None = None
     started_at: float = 0.0
     updated_at: float = 0.0

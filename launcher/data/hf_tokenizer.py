@@ -6,7 +6,6 @@ Both libraries can be made to see control tokens in text. Here text never yields
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,17 +35,36 @@ def open_tokenizer(path: str | None) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names; null is one token a byte. Raises ConfigError, one line, when it cannot be used."""
     if path is None:
         return ByteTokenizer()
-    file = tokenizer_file(path)
+    where, *others = tokenizer_files(path)
+    name = TOKENIZER_MODEL if where.suffix == ".model" else TOKENIZER_JSON
+    files = {name: where.read_bytes(), **{other.name: other.read_bytes() for other in others}}
+    return tokenizer_of(files, f"data.tokenizer {path}", name)
+
+
+def tokenizer_of(files: Mapping[str, bytes], where: str, name: str | None = None) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder. `files`: those of SAVED that it holds; `where`: the setting, for error lines; `name`: which
+    of the two is read, by default tokenizer.json where there is one. Raises ConfigError, one line, when it cannot be used.
+    """
+    name = name or next((known for known in (TOKENIZER_JSON, TOKENIZER_MODEL) if known in files), None)
+    if name is None:
+        raise ConfigError(f"{where}: there is neither {TOKENIZER_JSON} nor {TOKENIZER_MODEL}")
     try:
-        return _SentencePiece(file) if file.name.endswith(".model") else _Fast(file)
+        if name == TOKENIZER_MODEL:
+            return _SentencePiece(files, where)
+        return ByteTokenizer() if ByteTokenizer.matches(files[name]) else _Fast(files, where)
     except ConfigError:
         raise
     except Exception as error:  # both libraries raise what they like, SentencePiece RuntimeError and tokenizers a bare Exception
-        raise ConfigError(f"data.tokenizer: {file} is no tokenizer: {' '.join(str(error).split())[:200]}; give another file") from error
+        raise ConfigError(f"{where}: {name} is no tokenizer: {' '.join(str(error).split())[:200]}; give another one") from error
 
 
-def tokenizer_file(path: str) -> Path:
-    """The file of `data.tokenizer`. Raises ConfigError when there is none."""
+def tokenizer_files(path: str) -> list[Path]:
+    """The file of `data.tokenizer`, and what lies beside it and belongs to it. Raises ConfigError when there is none."""
+    file = _tokenizer_file(path)
+    return [file, *(place for name in SAVED if (place := file.with_name(name)).exists() and place != file)]
+
+
+def _tokenizer_file(path: str) -> Path:
     place = Path(path).expanduser()
     if not place.is_dir():
         if not place.exists():
@@ -60,37 +78,28 @@ def tokenizer_file(path: str) -> Path:
     raise ConfigError(f"data.tokenizer {path}: the folder holds neither {TOKENIZER_JSON} nor {TOKENIZER_MODEL}")
 
 
-def tokenizer_files(path: str) -> list[Path]:
-    """All files that belong to the tokenizer of `data.tokenizer`. Raises ConfigError when there is none."""
-    file = tokenizer_file(path)
-    return [file, *(place for name in SAVED if (place := file.with_name(name)).exists() and place != file)]
+class _Stored:
+    """What both kinds have in common: the files that they were read from, which an export passes on."""
 
-
-class _FromFile:
-    """What both kinds have in common. `ids`: every control token."""
-
+    name: str
     vocab: int
     bos: int
     eos: int
     pad: int
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._settings = _read_settings(file.with_name(SETTINGS))
+    def __init__(self, files: Mapping[str, bytes], where: str) -> None:
+        self._files, self._where = dict(files), where
+        self._settings = _settings(files, where)
 
     @property
     def fingerprint(self) -> str:
-        own = hashlib.sha256(self._file.read_bytes())
+        own = hashlib.sha256(self._files[self.name])
         own.update(f"{self.bos} {self.eos} {self.pad}".encode())
         return own.hexdigest()
 
     def save(self, folder: Path) -> None:
-        for file in tokenizer_files(str(self._file)):
-            shutil.copyfile(file, folder / (file.name if file != self._file else self._standard_name))
-
-    @property
-    def _standard_name(self) -> str:
-        return TOKENIZER_MODEL if self._file.suffix == ".model" else TOKENIZER_JSON
+        for name, content in self._files.items():
+            (folder / name).write_bytes(content)
 
     def _special_names(self) -> set[str]:
         """Control tokens by the settings beside the file."""
@@ -98,7 +107,7 @@ class _FromFile:
         entries = added.values() if isinstance(added, Mapping) else ()
         return {str(entry["content"]) for entry in entries if isinstance(entry, Mapping) and entry.get("special") and "content" in entry}
 
-    def _name_of(self, role: str) -> list[str]:
+    def _names_of(self, role: str) -> list[str]:
         """Names that the token of a role (bos, eos, pad) may have, the likeliest first."""
         given = self._settings.get(f"{role}_token")
         given = given.get("content") if isinstance(given, Mapping) else given
@@ -107,23 +116,25 @@ class _FromFile:
     def _find_roles(self, ids: Mapping[str, int]) -> None:
         """`ids`: control tokens. Raises ConfigError for a tokenizer that has no beginning or end of text."""
         for role in ("bos", "eos", "pad"):
-            found = next((ids[name] for name in self._name_of(role) if name in ids), None)
+            found = next((ids[name] for name in self._names_of(role) if name in ids), None)
             if found is None and role != "pad":
                 raise ConfigError(
-                    f"data.tokenizer: {self._file} has no {role} token (looked for {', '.join(self._name_of(role))}), which every "
+                    f"{self._where}: {self.name} has no {role} token (looked for {', '.join(self._names_of(role))}), which every "
                     f"document needs; name it in {SETTINGS} beside it as {role}_token"
                 )
             setattr(self, role, self.eos if found is None else found)
 
 
-class _Fast(_FromFile):
+class _Fast(_Stored):
     """tokenizer.json."""
 
-    def __init__(self, file: Path) -> None:
+    name = TOKENIZER_JSON
+
+    def __init__(self, files: Mapping[str, bytes], where: str) -> None:
         from tokenizers import Tokenizer as Fast
 
-        super().__init__(file)
-        content = json.loads(file.read_text(encoding="utf-8"))
+        super().__init__(files, where)
+        content = json.loads(files[TOKENIZER_JSON])
         special = self._special_names()
         for token in content.get("added_tokens", []):
             token["special"] = bool(token["special"]) or token["content"] in special or bool(_CONTROL.fullmatch(token["content"]))
@@ -146,16 +157,18 @@ class _Fast(_FromFile):
         return str(self._fast.decode(ids.tolist(), skip_special_tokens=True))
 
 
-class _SentencePiece(_FromFile):
+class _SentencePiece(_Stored):
     """tokenizer.model. Symbols that only text would be searched for become control symbols, which it never is."""
 
-    def __init__(self, file: Path) -> None:
+    name = TOKENIZER_MODEL
+
+    def __init__(self, files: Mapping[str, bytes], where: str) -> None:
         from sentencepiece import SentencePieceProcessor
         from sentencepiece import sentencepiece_model_pb2 as generated
 
         proto: Any = generated  # protobuf makes its classes when it is imported
-        super().__init__(file)
-        model = proto.ModelProto.FromString(file.read_bytes())
+        super().__init__(files, where)
+        model = proto.ModelProto.FromString(files[TOKENIZER_MODEL])
         kinds: Any = proto.ModelProto.SentencePiece
         special = self._special_names()
         for piece in model.pieces:
@@ -177,11 +190,9 @@ class _SentencePiece(_FromFile):
         return str(self._processor.decode([i for i in ids.tolist() if i not in control]))
 
 
-def _read_settings(file: Path) -> Mapping[str, Any]:
-    if not file.exists():
-        return {}
+def _settings(files: Mapping[str, bytes], where: str) -> Mapping[str, Any]:
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"data.tokenizer: {file} cannot be read: {' '.join(str(error).split())}") from error
+        settings = json.loads(files.get(SETTINGS, b"{}"))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {SETTINGS} cannot be read: {' '.join(str(error).split())}") from error
     return settings if isinstance(settings, Mapping) else {}

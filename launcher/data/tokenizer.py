@@ -63,6 +63,11 @@ class ByteTokenizer:
     eos = EOS
     pad = PAD
 
+    @staticmethod
+    def matches(tokenizer_json: bytes) -> bool:
+        """Whether these are the contents of the tokenizer.json that `save` writes."""
+        return len(tokenizer_json) < 1 << 16 and bool(json.loads(tokenizer_json) == _tokenizer_json())
+
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(_tokenizer_json(), sort_keys=True).encode()).hexdigest()

@@ -175,7 +175,7 @@ class RunRecord:
         self._set(checkpoint=event["step"])
 
     def _on_evaluation(self, event: Mapping[str, Any]) -> None:
-        self._set(**{f"held_out_{event['when']}": event["loss"]})
+        self._set(**{"held_out_before" if event["when"] == "before" else "held_out_after": event["loss"]})
 
     def _on_finished(self, event: Mapping[str, Any]) -> None:
         self._set(step=event["step"], **({"loss": event["loss"]} if event.get("loss") is not None else {}))

@@ -6,8 +6,10 @@ What it leaves in `output`: metrics.jsonl, tensorboard/, checkpoints/<step>/, an
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -122,7 +124,7 @@ class TrainingJob:
         loss = self._loop(ready, first).run(first)
         self._phase("saving")
         ready.checkpoints.save(int(ready.state.step), ready.state)
-        after = self._evaluate("after", trainer.steps)
+        after = self._evaluate("after", int(ready.state.step))
         self._phase("saving")
         ready.checkpoints.wait()
         self._phase("exporting")
@@ -169,6 +171,7 @@ class TrainingJob:
             batches=TrainBatches(ready.data.train, self.config.trainer.batch_size, self.config.trainer.seed),
             ready=ready,
             saving=make_saving(every, first, agree=from_main, cost=lambda: ready.checkpoints.cost, history=history),
+            evaluate=partial(self._evaluate, "during"),
             reporter=self.reporter,
             peak_flops=self.peak_flops,
         )
@@ -183,6 +186,8 @@ class TrainingJob:
             sums = ready.steps.evaluate(ready.state.params, put_batch(batches, k, ready.layout))
             total, count = total + float(sums[0]), count + float(sums[1])
         loss = total / max(count, 1.0)
+        if not math.isfinite(loss):
+            raise NonFinite(f"the held-out loss is {loss} at step {step}; lower trainer.lr, then start again")
         self.reporter.emit("evaluation", when=when, step=step, loss=loss)
         if ready.metrics:
             ready.metrics.evaluation(step, loss)

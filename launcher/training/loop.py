@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -58,6 +59,8 @@ class Loop:
     batches: TrainBatches
     ready: LoopState
     saving: Saving
+    evaluate: Callable[[int], object]
+    """Called with the steps that are done, when trainer.eval_every says so; every process calls it."""
     reporter: Reporter
     peak_flops: float | None
     """Sum over all chips, FLOP/s."""
@@ -96,14 +99,19 @@ class Loop:
                 jax.block_until_ready((ready.state, metrics))  # type: ignore[no-untyped-call]  # JAX's
                 steps.done()
             save = self.saving.due(step) and step < trainer.steps
+            evaluate = trainer.eval_every is not None and step % trainer.eval_every == 0 and step < trainer.steps
+            interrupted = save or evaluate
             self._unchecked.append((step, metrics))
-            self._check(up_to=step if save or self._wait_each or self._is_logged(step) else step - CHECKED_BEHIND)
+            self._check(up_to=step if interrupted or self._wait_each or self._is_logged(step) else step - CHECKED_BEHIND)
             record = self._record(step, metrics) if self._is_logged(step) else None
             loss = record.loss if record else loss
-            self._report(step, record, stall.seconds, told=save)
+            self._report(step, record, stall.seconds, told=interrupted)
             if save:
                 self.reporter.emit("phase", phase="saving")
                 ready.checkpoints.save(step, ready.state)
+            if evaluate:
+                self.evaluate(step)
+            if interrupted:
                 self.reporter.emit("phase", phase="training")
                 stall.resume()
             ready.checkpoints.poll()

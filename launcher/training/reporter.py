@@ -7,7 +7,7 @@
     checkpoint            {step, blocking_s, write_s}   committed, with its manifest; seconds that training stood still, seconds in all
     checkpoint_set_aside  {step, reason}
     restored              {step}
-    evaluation            {when: before | after, step, loss}
+    evaluation            {when: before | during | after, step, loss}
     finished              {step, loss}
     error                 {error}       one line
 

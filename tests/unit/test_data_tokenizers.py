@@ -87,6 +87,11 @@ def test_what_is_saved_gives_the_same_tokenizer(folder: Path, tokenizer: Tokeniz
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
 
 
+def test_what_the_byte_tokenizer_saves_is_read_as_that(tmp_path: Path) -> None:
+    ByteTokenizer().save(tmp_path)
+    assert isinstance(open_tokenizer(str(tmp_path)), ByteTokenizer)
+
+
 def test_another_tokenizer_has_another_fingerprint(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert tokenizer.fingerprint != ByteTokenizer().fingerprint
     folder = tokenizer_json(tmp_path / "changed")
