@@ -1,5 +1,6 @@
 """The jitted functions of the loop: one training step, one evaluation step."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -7,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.stages import Compiled
 
 from launcher.data.batches import Batch, EvalBatches, TrainBatches
+from launcher.models.interface import Params
 from launcher.training.gradients import DeviceBatch, loss_and_gradients, loss_sums
 from launcher.training.mesh import Layout
 from launcher.training.optimizer import make_schedule
@@ -23,16 +24,22 @@ class StepMetrics(NamedTuple):
     """Mean nats per learned token."""
     grad_norm: jax.Array
     """Before clipping."""
+    update_norm: jax.Array
+    """Of what was added to the weights."""
     lr: jax.Array
 
 
 class CompiledSteps(NamedTuple):
     """Ahead-of-time compiled: the first step costs what every step costs."""
 
-    train: Compiled
-    """(state, batch) -> (state, StepMetrics); the state given in is donated."""
-    evaluate: Compiled
-    """(params, batch) -> (sum of losses, sum of weights)."""
+    train: Callable[..., Any]
+    """(frozen, state, batch) -> (state, StepMetrics); the state given in is donated. `with_frozen` leaves (state, batch)."""
+    evaluate: Callable[..., Any]
+    """(frozen, params, batch) -> (sum of losses, sum of weights). `with_frozen` leaves (params, batch)."""
+
+    def with_frozen(self, frozen: Params) -> "CompiledSteps":
+        """With the weights beside the adapters given."""
+        return CompiledSteps(partial(self.train, frozen), partial(self.evaluate, frozen))
 
 
 def compile_steps(blueprint: Blueprint) -> CompiledSteps:
@@ -40,15 +47,28 @@ def compile_steps(blueprint: Blueprint) -> CompiledSteps:
     shardings, layout = blueprint.shardings, blueprint.layout
     batch, schedule = _abstract_batch(blueprint), make_schedule(blueprint.config)
 
-    def train(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
-        loss, grads = loss_and_gradients(blueprint, state.params, batch)
+    def train(frozen: Params, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
+        loss, grads = loss_and_gradients(blueprint, state.params, frozen, batch, _dropout_key(blueprint, state.step))
         updates, opt_state = blueprint.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(grads), schedule(state.step))
+        metrics = StepMetrics(loss, optax.tree.norm(grads), optax.tree.norm(updates), schedule(state.step))
+        return TrainState(params, opt_state, state.step + 1), metrics
 
-    train_step = jax.jit(train, donate_argnums=0, out_shardings=(shardings, layout.replicated))
-    eval_step = jax.jit(partial(loss_sums, blueprint), out_shardings=layout.replicated)
-    return CompiledSteps(train_step.lower(blueprint.abstract, batch).compile(), eval_step.lower(blueprint.abstract.params, batch).compile())
+    def evaluate(frozen: Params, params: Params, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
+        return loss_sums(blueprint, params, frozen, batch)
+
+    frozen, state = blueprint.frozen, blueprint.abstract
+    train_step = jax.jit(train, donate_argnums=1, out_shardings=(shardings, layout.replicated))
+    eval_step = jax.jit(evaluate, out_shardings=layout.replicated)
+    return CompiledSteps(train_step.lower(frozen, state, batch).compile(), eval_step.lower(frozen, state.params, batch).compile())
+
+
+def _dropout_key(blueprint: Blueprint, step: jax.Array) -> jax.Array | None:
+    """Another one at every step, the same after a resume; None where nothing is dropped."""
+    lora = blueprint.config.model.lora
+    if not lora.rank or not lora.dropout:
+        return None
+    return jax.random.fold_in(jax.random.key(blueprint.config.trainer.seed + 1), step)
 
 
 def put_batch(source: TrainBatches | EvalBatches, step: int, layout: Layout) -> DeviceBatch:
