@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from cluster.errors import ConfigError, PodlaunchError
+from cluster.storage import PATIENCE_S
 from launcher.config import LaunchConfig, parse_yaml
 from launcher.goodput import Phase
 from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
@@ -168,12 +169,18 @@ class RunStatus:
         return replace(self, phases=phases, updated_at=now)
 
 
+def check_transition(run_id: str, before: RunState, after: RunState) -> None:
+    """Raises ValueError for one that the table does not know; a state may always stay what it is."""
+    if before is not after and after not in TRANSITIONS[before]:
+        raise ValueError(f"{run_id}: {before} -> {after} is no transition of a run")
+
+
 class RunDirectory:
     """One run's folder: a local one, or one below gs://. Methods raise OSError or CloudError when the place does not answer."""
 
-    def __init__(self, url: str | Path, endpoint: str | None = None) -> None:
-        """`endpoint`: as for Bucket, for gs:// only."""
-        self.files = open_files(url, endpoint)
+    def __init__(self, url: str | Path, endpoint: str | None = None, patience: float | None = PATIENCE_S) -> None:
+        """`endpoint` and `patience`: as for Bucket, for gs:// only."""
+        self.files = open_files(url, endpoint, patience)
         self.url = self.files.url
 
     @property
@@ -232,8 +239,12 @@ class RunDirectory:
     def write_status(self, status: RunStatus) -> None:
         """Replace status.json. Raises ValueError for a transition that the table does not know."""
         before = self.status()
-        if before is not None and before.state is not status.state and status.state not in TRANSITIONS[before.state]:
-            raise ValueError(f"{self.run_id}: {before.state} -> {status.state} is no transition of a run")
+        if before is not None:
+            check_transition(self.run_id, before.state, status.state)
+        self.replace_status(status)
+
+    def replace_status(self, status: RunStatus) -> None:
+        """The same for who knows what stands there."""
         self.files.write("status.json", (json.dumps(status.to_dict(), indent=1) + "\n").encode())
 
     def append_event(self, event: Mapping[str, Any]) -> None:
