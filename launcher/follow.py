@@ -44,7 +44,7 @@ def follow(run: RunDirectory, console: Console, *, check: Callable[[], str | Non
 
 
 def _watch(run: RunDirectory, console: Console, check: Callable[[], str | None], sleep: Callable[[float], None]) -> RunStatus:
-    news = _News(run)
+    news = News(run)
     told: str | None = None
     display: AbstractContextManager[Live | None] = nullcontext()
     if console.is_terminal:
@@ -65,7 +65,7 @@ def _watch(run: RunDirectory, console: Console, check: Callable[[], str | None],
             sleep(run.poll_s)
 
 
-class _News:
+class News:
     """Turns what is new in the run directory into lines."""
 
     def __init__(self, run: RunDirectory) -> None:

@@ -155,6 +155,22 @@ class RunStatus:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def after(self, before: "RunStatus") -> "RunStatus":
+        """This status of a run that is taken up again, with what stays from `before`, when it had ended."""
+        return replace(
+            self,
+            step=before.step,
+            recoveries=before.recoveries,
+            held_out_before=before.held_out_before,
+            checkpoint=before.checkpoint,
+            cost_usd=before.cost_usd,
+            started_at=before.started_at,
+            phases=before.phases,
+            costs=before.costs,
+            highest_step=before.highest_step,
+            quiet_at=before.quiet_at,
+        )
+
     @property
     def unwatched(self) -> Phase:
         """What a run in this state is doing while no supervisor accounts for it."""

@@ -143,6 +143,13 @@ class TrainingJob:
         self.reporter.emit("finished", step=trainer.steps, loss=loss)
         return TrainingResult(trainer.steps, loss, before, after, export)
 
+    def ask_to_stop(self) -> bool:
+        """End at the next step boundary with the state saved, as after SIGTERM; one process only. False when there is no state yet."""
+        if self._ready is None:
+            return False
+        self._ready.stop.ask()
+        return True
+
     def cleanup(self) -> None:
         """Finish a save that is under way, close files and threads. Always call it; may be called again."""
         self._ready = None
