@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
-from cluster.schema import did_you_mean
+from cluster.schema import did_you_mean, flatten
 from launcher.config import LaunchConfig, meaningless_for_script, read_yaml
 
 CONFIG_NAME = "config"
@@ -153,14 +153,6 @@ def _dotted(node: Any, prefix: str) -> Iterable[str]:
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
             yield from _dotted(child, f"{prefix}{key}.")
-
-
-def flatten(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _quote(value: Any) -> str:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from launcher.app import guarded
 from launcher.cli import dashboard, emulator, exec, ssh, start, status, stop, train, types
+from launcher.guard import guarded
 
 app = typer.Typer(
     help="Slices of Cloud TPU, joined into Ray clusters, and the training runs on them.",

@@ -7,11 +7,9 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.errors import ConfigError, PodlaunchError
-from launcher import app as launcher_app
 from launcher.attempts import end_run
 from launcher.cli import train_compare, train_logs, train_status
 from launcher.cli.options import CONSOLE, DEFAULT_ROOT, Root, Run, cluster_of, locate_run
-from launcher.compose import compose_file
 from launcher.follow import follow
 from launcher.index import index_of
 from launcher.run_files import is_object
@@ -45,6 +43,9 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and the settings, start nothing.")] = False,
 ) -> None:
     """Train as a config file says."""
+    from launcher.app import launch  # composing needs Hydra, which takes half a second to import
+    from launcher.compose import compose_file
+
     if output_dir is not None and resume_from is not None:
         raise ConfigError("--output-dir and --resume-from name two run directories: give one of them")
     given = [*(overrides or []), *_place(output_dir)]
@@ -53,7 +54,7 @@ def run(
         given += _place(locate_run(resume_from, root).url)
     if resume or resume_from is not None:
         given.append("run.resume=true")
-    raise typer.Exit(launcher_app.launch(compose_file(config, given), CONSOLE, detach=detach, dry_run=dry_run))
+    raise typer.Exit(launch(compose_file(config, given), CONSOLE, detach=detach, dry_run=dry_run))
 
 
 def _place(directory: str | None) -> list[str]:

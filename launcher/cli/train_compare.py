@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from cluster.schema import flatten
 from launcher.cli.options import CONSOLE, DEFAULT_ROOT, Root, locate_run
 from launcher.cli.train_status import sparkline
-from launcher.compose import flatten
 from launcher.runs import RunDirectory
 
 ROWS = 10
@@ -23,7 +23,7 @@ def compare(
 ) -> None:
     """Show two runs beside each other: settings that differ, and losses at the same steps."""
     runs = [locate_run(first, root), locate_run(second, root)]
-    settings = [dict(flatten(run.config().to_dict(), "")) for run in runs]
+    settings = [dict(flatten(run.config().to_dict())) for run in runs]
     table = Table("SETTING", *(run.run_id for run in runs), box=None)
     for name in differences(*settings):
         table.add_row(name, *(_text(values.get(name, "not set")) for values in settings))
