@@ -27,7 +27,6 @@ from rich.console import Console
 
 from cluster.errors import ConfigError, PodlaunchError
 from cluster.state import cache_dir
-from launcher.app import guarded
 from launcher.attempts import next_attempt
 from launcher.claims import Claims
 from launcher.compose import compose_config, compose_file, load
@@ -36,6 +35,7 @@ from launcher.data.check import check_data
 from launcher.follow import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, News, print_summary
 from launcher.gang.record import RunRecord, failure_of
 from launcher.goodput import Phase
+from launcher.guard import guarded
 from launcher.preflight import check_resume
 from launcher.run_files import is_object
 from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus, new_run_id

@@ -20,6 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("page")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_a_block_runs_as_it_stands(folder: Path, number: int) -> None:
     (folder / "work").mkdir(exist_ok=True)
@@ -39,7 +40,7 @@ def test_a_block_runs_as_it_stands(folder: Path, number: int) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=580,
         check=False,
     )
     assert done.returncode == 0, f"{BLOCKS[number]}\n{done.stdout}{done.stderr}"

@@ -30,7 +30,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def alone(cache: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command(*arguments), cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command(*arguments), cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=580, check=False)
 
 
 def curve(run: Path) -> list[tuple[Any, ...]]:
@@ -43,22 +43,23 @@ def status(run: Path) -> RunStatus:
     return found
 
 
+@pytest.mark.timeout(1500)
 def test_a_run_alone_is_that_of_a_host_with_as_many_devices_and_is_interrupted_and_resumed(cache: Path, tmp_path: Path) -> None:
     host = write_config(tmp_path / "host", log_every=1, steps=30, checkpoint_every=1000)
     with Gang(host, cache, processes=1, devices=4) as gang:
-        assert gang.wait() == [0], gang.events
+        assert gang.wait(600) == [0], gang.events
     run = tmp_path / "alone"
     given = ["--config", str(host / "config.yaml"), "--devices", "4", "--output-dir", str(run)]
     process = subprocess.Popen(
         command(*given), cwd=ROOT, env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 580
     while not ((run / "metrics.jsonl").exists() and len(metrics(run)) >= 3):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=100)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 130, output
     assert "ending at the next step, with a checkpoint" in output
     assert status(run).state is RunState.STOPPED
@@ -84,6 +85,7 @@ def test_a_run_alone_is_that_of_a_host_with_as_many_devices_and_is_interrupted_a
     assert sum(done.phases.values()) == pytest.approx(done.ended_at - done.started_at, rel=0.02)
 
 
+@pytest.mark.timeout(600)
 def test_wrong_settings_leave_nothing_behind(cache: Path, tmp_path: Path) -> None:
     for arguments, expected in (
         (["trainer.stepps=1"], "unknown setting 'trainer.stepps'"),
