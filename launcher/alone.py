@@ -39,6 +39,8 @@ from launcher.guard import guarded
 from launcher.preflight import check_resume
 from launcher.run_files import is_object
 from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus, new_run_id
+from launcher.weights.check import check_weights
+from launcher.weights.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
     from launcher.training.job import TrainingJob
@@ -120,7 +122,7 @@ def _check(config: LaunchConfig, run: RunDirectory) -> None:
         raise ConfigError(f"there is no run {run.run_id!r} in {config.run.root} to go on with")
     if run.exists():
         check_resume(config, run.config(), run.status())
-    check_data(config.training)
+    check_data(config.training, tokenizer_of(config.training.data, check_weights(config.training.model)))
 
 
 @contextlib.contextmanager
