@@ -6,9 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tensorboardX import SummaryWriter
-
 from launcher.training.rows import Rows
+from launcher.training.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
