@@ -91,9 +91,9 @@ class Home:
     def tpu(self, *arguments: str, limit: float = 300.0) -> str:
         """Raises Failed with the command's last line."""
         done = subprocess.run(
-            [sys.executable, "-m", "launcher.cli.main", *arguments],
+            [str(Path(sys.executable).parent / "tpu"), *arguments],
             cwd=self.work,
-            env=self.env | {"PYTHONPATH": str(ROOT)},
+            env=self.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -120,8 +120,11 @@ def variable(process: psutil.Process, name: str) -> str | None:
 
 
 @contextmanager
-def local_cluster() -> Iterator[Home]:
-    """A local cluster with its slice up; ended with all that runs on it, whatever happens, also at Ctrl-C and SIGTERM."""
+def local_cluster(*, keep: bool = False) -> Iterator[Home]:
+    """A local cluster with its slice up; ended with all that runs on it, whatever happens, also at Ctrl-C and SIGTERM.
+
+    `keep`: leave its folder, with runs and logs, for a look.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     home = Home(Path(tempfile.mkdtemp(prefix="podlaunch-bench-")))
@@ -132,6 +135,10 @@ def local_cluster() -> Iterator[Home]:
         yield home
     finally:
         end(home)
+        if keep:
+            print(f"kept: {home.base}", file=sys.stderr)
+        else:
+            shutil.rmtree(home.base, ignore_errors=True)
 
 
 def end(home: Home) -> None:
@@ -146,7 +153,6 @@ def end(home: Home) -> None:
             process.kill()
     if left:
         print(f"{len(left)} processes were left and are killed", file=sys.stderr)
-    shutil.rmtree(home.base, ignore_errors=True)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -106,10 +106,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--keep", action="store_true", help="leave the folder with runs and logs")
     arguments = parser.parse_args()
     steps, overrides = arguments.steps, [*arguments.overrides, f"trainer.log_every={LOG_EVERY}"]
     rates: dict[str, list[float]] = {"launched": [], "bare": []}
-    with local_cluster() as home:
+    with local_cluster(keep=arguments.keep) as home:
         for number in range(arguments.rounds):
             for name in sorted(rates, reverse=bool(number % 2)):
                 if name == "bare":

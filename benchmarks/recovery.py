@@ -63,8 +63,8 @@ LIMIT_S = 240.0
 """For one launch, and for one recovery; what takes longer is written down as null."""
 SETTLE_S = 20.0
 """From the first step to the kill: the same for all. Spares are ready by then."""
-EVERY, PAUSE_S, STEPS = 100, 0.05, 1_000_000
-KILL_AFTER = 3
+EVERY, PAUSE_S, STEPS = 40, 0.05, 1_000_000
+KILL_AFTER = 1
 """So many steps after a checkpoint, or a few more."""
 NEEDED = ("pandas", "pyarrow", "pydantic", "fsspec", "tensorboardX")
 """By ray.train, on the hosts too: they run this interpreter."""
@@ -249,10 +249,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", help="an alternative by its name; may be given several times")
+    parser.add_argument("--keep", action="store_true", help="leave the folder with runs and logs")
     arguments = parser.parse_args()
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise Failed(f'Ray Train needs {", ".join(missing)} here: pip install -c requirements.lock -e . "ray[train]>=2.60,<2.61"')
-    with local_cluster() as home:
+    with local_cluster(keep=arguments.keep) as home:
         contenders: list[Contender] = [
             Podlaunch(home, "podlaunch"),
             Podlaunch(home, "podlaunch, no spares", "run.spares=false"),

@@ -141,10 +141,11 @@ def children(home: Home) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--keep", action="store_true", help="leave the folder with runs and logs")
     arguments = parser.parse_args()
     rows: list[dict[str, float]] = []
     recoveries: list[float] = []
-    with local_cluster() as home:
+    with local_cluster(keep=arguments.keep) as home:
         place = home.base / "place"
         place.mkdir()
         entrypoint = f"train.py {place} --steps={STEPS} --every={EVERY} --pause={PAUSE_S}"

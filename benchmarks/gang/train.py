@@ -37,7 +37,7 @@ def train(place: Path, steps: int, every: int, pause: float, told: Callable[[int
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     shape = {
         "weights": jax.ShapeDtypeStruct((DEPTH, WIDTH, WIDTH), jnp.float32, sharding=replicated),
-        "ballast": jax.ShapeDtypeStruct((BALLAST_BYTES // 4 // 1000, 1000), jnp.float32, sharding=split),
+        "ballast": jax.ShapeDtypeStruct((BALLAST_BYTES // 4 // 1000 // 8 * 8, 1000), jnp.float32, sharding=split),
     }
     train_step = jax.jit(_step, donate_argnums=0)
     rows = np.random.default_rng(0).standard_normal((BATCH, WIDTH), np.float32)

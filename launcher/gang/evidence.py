@@ -3,6 +3,7 @@
 A peer of the host that failed fails too, soon after, with an error of its own: a broken connection. The first cause wins over such echoes.
 """
 
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ _SICK = (
     "TPU initialization failed",
     "No accelerator found",
 )
+# What gloo says when all is well.
+_CHATTER = re.compile(r"\[Gloo\] Rank \d+ is connected to \d+ peer ranks")
 # Signals that a program brings upon itself; SIGKILL and SIGTERM come from outside.
 _OWN_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
 
@@ -101,14 +104,16 @@ def sickness(output: str) -> str:
 
 def first_error(output: str) -> str:
     """What a failed process's output ends with: the error of its last traceback, else the last line that says something."""
-    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in output.splitlines() if line.strip() and not _CHATTER.match(line)]
     starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     errors = [line for line in lines[starts[-1] + 1 :] if not line[0].isspace()] if starts else []
     return (errors or lines[-1:] or [""])[0].strip()[:500]
 
 
 def is_echo(failure: HostFailure) -> bool:
-    """Whether the process probably failed only because another one did."""
+    """Whether the process probably failed only because another one did. One that was killed did not, whatever it had said last."""
+    if failure.code in (-signal.SIGKILL, -signal.SIGTERM):
+        return False
     return failure.code == -signal.SIGABRT or _says(failure.error, _ECHOES)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.gang.evidence import Cause, HostFailure, classify, first_error
+from launcher.gang.evidence import Cause, HostFailure, classify, first_error, is_echo
 from launcher.gang.memory import OomWatch
 
 ECHO = HostFailure("s0/1", 10.0, 1, "XlaRuntimeError: Gloo all-reduce failed: Connection closed by peer")
@@ -70,6 +70,13 @@ def test_evidence_of_several_hosts(failures: list[HostFailure], expected: HostFa
     assert classify(failures[::-1]) == (expected, cause), "in whatever order it comes"
 
 
+@pytest.mark.parametrize(
+    ("code", "echo"), [(1, True), (-signal.SIGABRT, True), (None, True), (-signal.SIGKILL, False), (-signal.SIGTERM, False)]
+)
+def test_what_a_killed_process_had_said_of_gloo_makes_it_no_echo(code: int | None, echo: bool) -> None:
+    assert is_echo(HostFailure("s0/1", 10.0, code, "[Gloo] Connection closed by peer")) is echo
+
+
 def test_the_kernels_words_are_told() -> None:
     killed = HostFailure("h", 0.0, -signal.SIGKILL, "step 7", oom="the kernel's out-of-memory killer")
     assert killed.describe == "killed by SIGKILL (the kernel's out-of-memory killer; step 7)"
@@ -90,6 +97,7 @@ ValueError: bad
         (TRACEBACK.format("Exception ignored in: <finalizer>\nbye\n"), "ValueError: bad"),
         (TRACEBACK.format("") + TRACEBACK.format("").replace("ValueError: bad", "KeyError: 1"), "KeyError: 1"),
         ("one\n\n  two  \n\n", "two"),
+        ("one\n[Gloo] Rank 6 is connected to 7 peer ranks. Expected number of connected peer ranks is : 7\n", "one"),
         ("", ""),
         ("Traceback (most recent call last):\n  File", "File"),
     ],
