@@ -10,7 +10,8 @@ alternative once, in turn; the process that is killed is the second in even roun
     launch     from the call to the end of the first step. podlaunch: from the moment that the run is submitted to the running cluster, so
                with the start of the Ray job and its supervisor. JaxTrainer: from the call of fit(), in a driver that has started and has
                imported everything, so WITHOUT the start of its job. `command` is the whole: from `python launch.py`, and from the
-               submission of the Ray job whose driver calls fit().
+               submission of the Ray job whose driver calls fit(). `submission_ratio` compares like with like: both from the submission
+               of the Ray job.
     recovery   from SIGKILL to the end of the first step that had not been done before, which repeats the steps since the last checkpoint.
 
     podlaunch               as it is: a spare process a host
@@ -229,6 +230,7 @@ def report(samples: dict[str, list[Sample]], ours: str, theirs: Sequence[str]) -
         "benchmark": "recovery",
         "launch_ratio": ratios["launch"],
         "recovery_ratio": ratios["recovery"],
+        "submission_ratio": ratio(medians[ours]["launch"], _least(medians, theirs, "command")),
         "targets": {"launch_ratio": LAUNCH_TARGET, "recovery_ratio": RECOVERY_TARGET},
         "medians_s": medians,
         "raw": {name: [vars(sample) for sample in taken] for name, taken in samples.items()},

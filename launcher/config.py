@@ -27,11 +27,15 @@ from cluster.errors import ConfigError
 from cluster.schema import at_least, build, did_you_mean, to_plain
 from launcher.data.config import DataConfig
 from launcher.entrypoint import Entrypoint, parse_entrypoint
-from launcher.models.variants import VARIANTS, Variant
+from launcher.models.registry import FAMILIES, VARIANTS
+from launcher.models.variants import Variant
 from launcher.training.saving import parse_every
 
 RUN_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+REMATS = ("auto", "none", "dots", "full")
+REMAT_FROM_PARAMETERS = 100_000_000
+"""Smaller models keep their activations: they fit, and computing them twice costs a third of the step."""
 JOBS = ("train", "script")
 RESUME_TOPICS = ("model", "data", "seed", "batch_size", "seq_len", "compute_dtype", "optimizer")
 """What must not change on a resume unless `run.allow` names it (launcher/curve.py)."""
@@ -178,16 +182,15 @@ class JobConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model is trained. `variant` fixes its shape (launcher/models/variants.py)."""
+    """Which model is trained. `variant` fixes its shape (launcher/models/families/)."""
 
     variant: str
     family: str = "gemma"
 
     def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ConfigError(f"model.family {self.family!r} is unknown{did_you_mean(self.family, FAMILIES)}")
         known = [name for name, variant in VARIANTS.items() if variant.family == self.family]
-        if not known:
-            families = sorted({variant.family for variant in VARIANTS.values()})
-            raise ConfigError(f"model.family {self.family!r} is unknown{did_you_mean(self.family, families)}")
         if self.variant not in known:
             raise ConfigError(f"model.variant {self.variant!r} is unknown{did_you_mean(self.variant, known)}")
 
@@ -251,11 +254,17 @@ class TrainerConfig:
     max_grad_norm: float = 1.0
     compute_dtype: str = "float32"
     """float32, or bfloat16 over float32 master weights."""
+    remat: str = "auto"
+    """What of a layer the backward pass computes again instead of keeping it: none; dots: all but the matrix products; full; auto: full
+    from 100 M parameters on, else none. Changes memory and time, not the result.
+    """
     mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
     log_every: int = 5
     eval_batches: int = 8
-    """Held-out batches of the evaluation before the first step and after the last."""
+    """Held-out batches of one evaluation, at most; there is one before the first step and one after the last."""
+    eval_every: int | None = None
+    """Steps between two evaluations during training; null: none."""
     checkpoint_every: int | str = 20
     """Steps (20), a length of time (10m), or auto: from what a checkpoint costs and how often the run fails."""
     keep_checkpoints: int = 3
@@ -266,8 +275,9 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "log_every", "eval_batches", "keep_checkpoints"):
             at_least(f"trainer.{name}", getattr(self, name), 1)
-        if self.keep_every is not None:
-            at_least("trainer.keep_every", self.keep_every, 1)
+        for name in ("keep_every", "eval_every"):
+            if (value := getattr(self, name)) is not None:
+                at_least(f"trainer.{name}", value, 1)
         parse_every(self.checkpoint_every)
         at_least("trainer.warmup_steps", self.warmup_steps, 0)
         if self.seq_len < 8:
@@ -283,6 +293,8 @@ class TrainerConfig:
             raise ConfigError("trainer.weight_decay must not be negative and trainer.epsilon must be positive")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ConfigError(f"trainer.compute_dtype {self.compute_dtype!r} is unknown{did_you_mean(self.compute_dtype, COMPUTE_DTYPES)}")
+        if self.remat not in REMATS:
+            raise ConfigError(f"trainer.remat {self.remat!r} is unknown{did_you_mean(self.remat, REMATS)}")
 
 
 @dataclass(frozen=True)
@@ -310,6 +322,13 @@ class TrainingConfig:
     def learning_rate(self) -> float:
         """The peak learning rate: the one given, else the variant's default."""
         return self.trainer.lr if self.trainer.lr is not None else self.model.shape.default_lr
+
+    @property
+    def remat(self) -> str:
+        """`trainer.remat` with auto decided."""
+        if self.trainer.remat != "auto":
+            return self.trainer.remat
+        return "full" if self.model.shape.parameters >= REMAT_FROM_PARAMETERS else "none"
 
     def check_devices(self, devices: int) -> MeshConfig:
         """The mesh for `devices` devices. Raises ConfigError when mesh or batch do not fit them."""

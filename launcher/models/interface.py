@@ -1,6 +1,6 @@
-"""What the trainer expects of a model family, whatever its architecture."""
+"""What the trainer expects of a decoder, and what it gives it to be built with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from launcher.models.variants import Variant
+from launcher.models.attention import Attention, dense_attention
 
 Axes = tuple[str | None, ...]
 Params = dict[str, Any]
@@ -26,14 +26,20 @@ class BuildOptions:
 
     dtype: DTypeLike = jnp.float32
     """Of the matrix products; weights stay float32."""
-    remat: bool = False
-    """Compute a layer's activations again in the backward pass instead of keeping them."""
+    remat: str = "none"
+    """What of a layer is computed again in the backward pass instead of kept: none, dots (all but the matrix products) or full."""
     constrain: Callable[[jax.Array, Axes], jax.Array] = unconstrained
     """Pins an activation to the mesh by the logical names of its axes."""
+    attention: Attention = dense_attention
 
 
 class Decoder(Protocol):
     """A causal language model with a hidden state per token and an output matrix."""
+
+    @property
+    def final_soft_cap(self) -> float | None:
+        """c, where the logits x over the vocabulary become c tanh(x / c)."""
+        ...
 
     def hidden(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
         """[B, T, d_model] from int32 [B, T] each."""
@@ -42,31 +48,3 @@ class Decoder(Protocol):
     def head(self) -> jax.Array:
         """Output weights, [vocab, d_model]."""
         ...
-
-
-@dataclass(frozen=True)
-class HFTensor:
-    """One tensor of the Hugging Face file and where it comes from."""
-
-    name: str
-    path: tuple[str, ...]
-    """Its place in our nested dict of weights."""
-    layer: int | None
-    """Which entry of the leading "layers" axis; None when there is no such axis."""
-    shape: tuple[int, ...]
-    """Ours with joined heads; when `transpose`, the file holds the reverse ([out, in])."""
-    transpose: bool
-
-    @property
-    def file_shape(self) -> tuple[int, ...]:
-        return self.shape[::-1] if self.transpose else self.shape
-
-
-class Family(Protocol):
-    """A module of this package: one file per family."""
-
-    def build(self, variant: Variant, key: jax.Array, options: BuildOptions) -> Decoder: ...
-
-    def hf_config(self, variant: Variant, dtype: str, max_positions: int) -> dict[str, Any]: ...
-
-    def hf_tensors(self, variant: Variant) -> Iterator[HFTensor]: ...

@@ -16,10 +16,13 @@ def chunk_length(batch: int, length: int, vocab: int, limit: int = CHUNK_ELEMENT
     return max(1, min(length, limit // (batch * vocab)))
 
 
-def cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+def cross_entropy(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int, soft_cap: float | None = None
+) -> tuple[jax.Array, jax.Array]:
     """(sum of weighted losses in nats, sum of weights), both float32 scalars.
 
-    hidden [B, T, d_model], head [vocab, d_model], targets int32 [B, T], weights float32 [B, T].
+    hidden [B, T, d_model], head [vocab, d_model], targets int32 [B, T], weights float32 [B, T]. With a `soft_cap` c the logits x are
+    c tanh(x / c).
     """
     batch, length, width = hidden.shape
     pieces = -(-length // chunk)
@@ -33,6 +36,8 @@ def cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array, weight
     def body(total: jax.Array, piece: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         h, t, w = piece
         logits = jnp.einsum("btd,vd->btv", h, head, preferred_element_type=jnp.float32)
+        if soft_cap is not None:
+            logits = soft_cap * jnp.tanh(logits / soft_cap)
         chosen = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
         return total + jnp.sum((jax.nn.logsumexp(logits, axis=-1) - chosen) * w), None
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from launcher.config import TrainingConfig
 from launcher.data.tokenizer import Tokenizer
-from launcher.models.interface import HFTensor, Params
-from launcher.models.registry import family
+from launcher.models.hf import HFTensor
+from launcher.models.interface import Params
+from launcher.models.registry import FAMILIES
 from launcher.training.mesh import Layout
 from launcher.training.processes import is_main, wait_for_all
 
@@ -59,7 +60,7 @@ def _tensors(params: Params, config: TrainingConfig, layout: Layout) -> Iterator
 
 
 def _listing(config: TrainingConfig) -> list[HFTensor]:
-    return list(family(config.model.family).hf_tensors(config.model.shape))
+    return list(FAMILIES[config.model.family].hf_tensors(config.model.shape))
 
 
 def _write_header(file: BinaryIO, config: TrainingConfig) -> None:
@@ -77,7 +78,7 @@ def _write_header(file: BinaryIO, config: TrainingConfig) -> None:
 
 
 def _write_config(folder: Path, config: TrainingConfig, tokenizer: Tokenizer) -> None:
-    model = family(config.model.family).hf_config(config.model.shape, config.trainer.compute_dtype, MAX_POSITIONS)
+    model = FAMILIES[config.model.family].hf_config(config.model.shape, config.trainer.compute_dtype, MAX_POSITIONS)
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     (folder / "config.json").write_text(json.dumps(model | ids, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(folder)

@@ -40,7 +40,7 @@ def loss_sums(blueprint: Blueprint, params: Params, batch: DeviceBatch) -> tuple
     hidden = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
     rows = config.trainer.batch_size // (mesh["data"] * mesh["fsdp"])
     chunk = chunk_length(rows, config.trainer.seq_len, config.model.shape.vocab // mesh["tensor"])
-    return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk)
+    return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk, model.final_soft_cap)
 
 
 def _one_collective(blueprint: Blueprint, params: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:

@@ -1,5 +1,6 @@
 """Where arrays live: the mesh of devices, and the one table from logical axes to mesh axes."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
     "embed": "fsdp",
     "heads": "tensor",
-    "kv_heads": None,  # often 1, so nothing to split
+    "kv_heads": "tensor",  # often 1, and then whole
     "mlp": "tensor",
     "head_dim": None,
     "norm": None,
@@ -34,9 +35,16 @@ class Layout:
 
     mesh: Mesh
 
-    def named(self, axes: Axes) -> NamedSharding:
-        spec = PartitionSpec(*(LOGICAL_AXES[axis] if axis else None for axis in axes))  # type: ignore[no-untyped-call]  # JAX's
-        return NamedSharding(self.mesh, spec)
+    def named(self, axes: Axes, shape: tuple[int, ...] | None = None) -> NamedSharding:
+        """The sharding of an array with these axes. Given its shape, an axis that cannot be split evenly stays whole."""
+        ways = [LOGICAL_AXES[axis] if axis else None for axis in axes]
+        if shape is not None:
+            ways = [way if size % self._count(way) == 0 else None for way, size in zip(ways, shape, strict=True)]
+        return NamedSharding(self.mesh, PartitionSpec(*ways))  # type: ignore[no-untyped-call]  # JAX's
+
+    def _count(self, way: str | tuple[str, ...] | None) -> int:
+        names = way if isinstance(way, tuple) else (way,)
+        return math.prod(self.mesh.shape[name] for name in names if name)
 
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
         if self.data_parallel:  # nothing to choose, and not allowed where a device's part is computed by hand (gradients.py)
@@ -62,7 +70,9 @@ class Layout:
         """Shardings in the shape of the model's weights, from the axis names that each weight carries."""
         state = nnx.state(abstract)
         shardings = jax.tree.map(
-            lambda variable: self.named(variable.get_metadata()["axes"]), state, is_leaf=lambda x: isinstance(x, nnx.Variable)
+            lambda variable: self.named(variable.get_metadata()["axes"], variable.get_value().shape),
+            state,
+            is_leaf=lambda x: isinstance(x, nnx.Variable),
         )
         return dict(nnx.to_pure_dict(shardings))
 

@@ -11,11 +11,8 @@ from jax.typing import DTypeLike
 
 from launcher.config import TrainingConfig
 from launcher.models.interface import BuildOptions, Decoder, Params
-from launcher.models.registry import family
+from launcher.models.registry import FAMILIES
 from launcher.training.mesh import Layout
-
-REMAT_FROM_PARAMETERS = 100_000_000
-"""Smaller models keep their activations: they fit, and computing them twice costs a third of the step."""
 
 
 class TrainState(NamedTuple):
@@ -77,10 +74,10 @@ def _build(config: TrainingConfig, layout: Layout, key: jax.Array) -> Decoder:
     variant = config.model.shape
     options = BuildOptions(
         dtype=jnp.dtype(config.trainer.compute_dtype),
-        remat=variant.parameters >= REMAT_FROM_PARAMETERS,
+        remat=config.remat,
         constrain=layout.constrain,
     )
-    return family(config.model.family).build(variant, key, options)
+    return FAMILIES[config.model.family].build(variant, key, options)
 
 
 def _weights(model: Decoder) -> Params:

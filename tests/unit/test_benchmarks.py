@@ -53,12 +53,12 @@ def test_medians_and_ratios_are_of_what_there_is() -> None:
 def test_the_ratios_are_by_the_better_peer_and_the_targets_decide(capsys: pytest.CaptureFixture[str]) -> None:
     samples = {
         "podlaunch": [Sample(launch=8.0, recovery=1.0), Sample(launch=10.0, recovery=2.0), Sample(launch=9.0, recovery=1.5)],
-        "default": [Sample(launch=30.0, recovery=20.0)],
+        "default": [Sample(launch=30.0, recovery=20.0, command=36.0)],
         "tuned": [Sample(launch=40.0, recovery=15.0), Sample(error="never came")],
         "not run": [],
     }
     result = recovery.report(samples, "podlaunch", ["default", "tuned", "not run"])
-    assert (result["launch_ratio"], result["recovery_ratio"]) == (0.3, 0.1)
+    assert (result["launch_ratio"], result["recovery_ratio"], result["submission_ratio"]) == (0.3, 0.1, 0.25)
     assert recovery.met(result)
     assert not recovery.met({**result, "recovery_ratio": 0.1001})
     assert not recovery.met({**result, "launch_ratio": None})

@@ -73,7 +73,7 @@ def test_before_the_data_is_at_hand_its_content_is_not_compared() -> None:
 
 
 def test_another_shape_under_the_same_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.models.variants import VARIANTS
+    from launcher.models.registry import VARIANTS
 
     before = meaning()
     monkeypatch.setitem(VARIANTS, "gemma3-nano", dataclasses.replace(VARIANTS["gemma3-nano"], d_ff=384))

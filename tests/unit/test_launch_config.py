@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
 from launcher.config import LaunchConfig, MeshConfig, TrainerConfig, TrainingConfig
-from launcher.models.variants import VARIANTS
+from launcher.models.registry import VARIANTS
 
 MODEL = {"variant": "gemma3-nano"}
 DATA = {"source": "python_stdlib"}
@@ -57,6 +57,7 @@ def test_any_valid_trainer_config_survives_a_round_trip(trainer: TrainerConfig) 
         ("trainer", {"lr": -1.0}, "trainer.lr -1.0: give a positive number"),
         ("trainer", {"lr": float("nan")}, "trainer.lr nan: give a positive number"),
         ("trainer", {"compute_dtype": "bf16"}, "did you mean 'bfloat16'?"),
+        ("trainer", {"remat": "al"}, "trainer.remat 'al' is unknown"),
         ("trainer", {"batch_size": 12}, "batch_size 12 is not divisible by the 8 data shards"),
         ("trainer", {"mesh": {"fsdp": 3}}, "does not divide 8 devices"),
         ("trainer", {"mesh": {"data": -1, "fsdp": -1}}, "at most one of them is -1"),

@@ -1,0 +1,174 @@
+"""The decoder in Flax NNX: what Gemma 1, 2 and 3 are, each with its own `Variant`.
+
+One compiled layer body: the weights of all layers are stacked along a leading "layers" axis and `jax.lax.scan` walks over them, so
+that compile time does not grow with depth. A flag per layer chooses the mask and the rotary table (local or global).
+
+Sources of the architecture: the technical reports of Gemma, Gemma 2 (section 2) and Gemma 3 (section 2).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from launcher.models.attention import Places
+from launcher.models.interface import BuildOptions
+from launcher.models.variants import Variant
+
+EMBED_AXES = ("vocab", "embed")
+Sizes = dict[str, int]
+"""Logical name of an axis -> its size, in order."""
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm scaled by (1 + w), computed in float32. w is [layers?, size]."""
+
+    def __init__(self, sizes: Sizes, epsilon: float) -> None:
+        self.scale = nnx.Param(jnp.zeros(tuple(sizes.values()), jnp.float32), axes=tuple(sizes))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (normed * (1.0 + self.scale[...])).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A matrix product over the last axes of x, without bias. Weights are [layers, *inputs, *outputs], inside the scan without layers."""
+
+    def __init__(self, layers: int, inputs: Sizes, outputs: Sizes, key: jax.Array) -> None:
+        shape = (*inputs.values(), *outputs.values())
+        self.axes = len(inputs)
+        values = jax.random.normal(key, (layers, *shape), jnp.float32) * math.prod(inputs.values()) ** -0.5
+        self.kernel = nnx.Param(values, axes=("layers", *inputs, *outputs))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.axes)
+
+
+class Layers(nnx.Module):
+    """All layers of the decoder as one stack; inside the scan an instance holds a single layer's weights."""
+
+    def __init__(self, v: Variant, keys: Iterator[jax.Array], options: BuildOptions) -> None:
+        def linear(inputs: Sizes, outputs: Sizes) -> Linear:
+            return Linear(v.layers, inputs, outputs, next(keys))
+
+        def norm(axis: str, size: int) -> RMSNorm:
+            return RMSNorm({"layers": v.layers, axis: size}, v.norm_epsilon)
+
+        embed, mlp = {"embed": v.d_model}, {"mlp": v.d_ff}
+        heads, kv_heads = {"heads": v.heads, "head_dim": v.head_dim}, {"kv_heads": v.kv_heads, "head_dim": v.head_dim}
+        self.variant, self.options = v, options
+        self.input_norm = norm("norm", v.d_model)
+        self.query, self.key, self.value = linear(embed, heads), linear(embed, kv_heads), linear(embed, kv_heads)
+        self.output = linear(heads, embed)
+        self.pre_feedforward_norm = norm("norm", v.d_model)
+        self.gate, self.up, self.down = linear(embed, mlp), linear(embed, mlp), linear(mlp, embed)
+        if v.post_norms:
+            self.post_attention_norm, self.post_feedforward_norm = norm("norm", v.d_model), norm("norm", v.d_model)
+        if v.query_key_norm:
+            self.query_norm, self.key_norm = norm("head_dim", v.head_dim), norm("head_dim", v.head_dim)
+
+    def __call__(self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array) -> jax.Array:
+        """x [B, T, d_model], rope [2 (cos, sin), B, T, 1, head_dim / 2], is_global a bool scalar."""
+        attended = self._attend(self.input_norm(x), places, rope, is_global)
+        x = x + (self.post_attention_norm(attended) if self.variant.post_norms else attended)
+        fed = self._feed_forward(self.pre_feedforward_norm(x))
+        x = x + (self.post_feedforward_norm(fed) if self.variant.post_norms else fed)
+        return self.options.constrain(x, ("batch", None, None))
+
+    def _attend(self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array) -> jax.Array:
+        v = self.variant
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if v.query_key_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        mixed = self.options.attention(
+            _rotate(query, rope),
+            _rotate(key, rope),
+            value,
+            queries_at=places,
+            keys_at=places,
+            is_global=is_global,
+            window=v.window,
+            scale=v.query_scale**-0.5,
+            soft_cap=v.attention_soft_cap,
+        )
+        return self.output(mixed)
+
+    def _feed_forward(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.gelu(self.gate(x), approximate=True) * self.up(x))
+
+
+class Transformer(nnx.Module):
+    """Tokens in, hidden states or logits out. Weights are float32; sums run in `options.dtype`, norms and softmax in float32."""
+
+    def __init__(self, variant: Variant, key: jax.Array, options: BuildOptions) -> None:
+        keys = iter(jax.random.split(key, 8))
+        # 1 / sqrt(d_model): the scaled embedding enters the first layer, and the tied logits leave, with unit variance
+        table = jax.random.normal(next(keys), (variant.vocab, variant.d_model), jnp.float32) * variant.d_model**-0.5
+        self.embed = nnx.Param(table, axes=EMBED_AXES)
+        self.layers = Layers(variant, keys, options)
+        self.final_norm = RMSNorm({"norm": variant.d_model}, variant.norm_epsilon)
+        self.variant, self.options = variant, options
+
+    @property
+    def final_soft_cap(self) -> float | None:
+        return self.variant.final_soft_cap
+
+    def hidden(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """The normed output of the last layer, [B, T, d_model].
+
+        tokens, positions, segment_ids: int32 [B, T]. A token sees only tokens of its own segment; segment 0 is padding.
+        """
+        v, options = self.variant, self.options
+        x = self.embed[...][tokens].astype(options.dtype) * jnp.asarray(v.d_model**0.5, options.dtype)
+        x = options.constrain(x, ("batch", None, None))
+        ropes, places = _rope_tables(positions, v), Places(positions, segment_ids)
+        graph, weights = nnx.split(self.layers)
+
+        def body(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
+            layer_weights, is_global = layer
+            rope = jnp.where(is_global, ropes[1], ropes[0])
+            return nnx.merge(graph, layer_weights)(x, places, rope, is_global), None
+
+        kinds = jnp.array([v.is_global(layer) for layer in range(v.layers)])
+        x, _ = jax.lax.scan(_rematted(body, options.remat), x, (weights, kinds))
+        return self.final_norm(x)
+
+    def head(self) -> jax.Array:
+        """The tied output weights, [vocab, d_model], float32."""
+        return self.embed[...]
+
+    def logits(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """float32 [B, T, vocab]; for tests and small inputs, training uses the chunked loss."""
+        hidden = self.hidden(tokens, positions, segment_ids)
+        logits = jnp.einsum("btd,vd->btv", hidden, self.head().astype(hidden.dtype), preferred_element_type=jnp.float32)
+        cap = self.final_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def _rematted(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """`body` of a scan, whose activations the backward pass computes again."""
+    if remat == "none":
+        return body
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)  # inside a scan nothing can be merged with the forward pass
+
+
+def _rope_tables(positions: jax.Array, v: Variant) -> jax.Array:
+    """[2 (local, global), 2 (cos, sin), B, T, 1, head_dim / 2], float32."""
+    exponent = jnp.arange(0, v.head_dim, 2, dtype=jnp.float32) / v.head_dim
+    local = positions[..., None] * v.rope_local**-exponent
+    wide = positions[..., None] / v.rope_global_factor * v.rope_global**-exponent
+    angles = jnp.stack([local, wide])[..., None, :]
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+
+def _rotate(x: jax.Array, rope: jax.Array) -> jax.Array:
+    """Rotary embedding in the half-split layout of the published weights; x is [B, T, heads, head_dim]."""
+    cos, sin = rope
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
