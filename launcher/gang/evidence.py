@@ -3,7 +3,6 @@
 A peer of the host that failed fails too, soon after, with an error of its own: a broken connection. The first cause wins over such echoes.
 """
 
-import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,6 +73,8 @@ _ECHOES = (
     "DEADLINE_EXCEEDED",
     "PollForError",
 )
+# What gloo tells of a connection that it has made: the last words of a process that was killed, and no echo of another's end.
+_NO_ERROR = "[Gloo] Rank "
 # What a program says that loses the network, a name server or its storage.
 _NETWORK = (
     "Network is unreachable",
@@ -97,8 +98,6 @@ _SICK = (
     "TPU initialization failed",
     "No accelerator found",
 )
-# What gloo says when all is well.
-_CHATTER = re.compile(r"\[Gloo\] Rank \d+ is connected to \d+ peer ranks")
 # Signals that a program brings upon itself; SIGKILL and SIGTERM come from outside.
 _OWN_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
 
@@ -110,7 +109,7 @@ def sickness(output: str) -> str:
 
 def first_error(output: str) -> str:
     """What a failed process's output ends with: the error of its last traceback, else the last line that says something."""
-    lines = [line.rstrip() for line in output.splitlines() if line.strip() and not _CHATTER.match(line)]
+    lines = [line.rstrip() for line in output.splitlines() if line.strip() and not line.startswith(_NO_ERROR)]
     starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     errors = [line for line in lines[starts[-1] + 1 :] if not line[0].isspace()] if starts else []
     return (errors or lines[-1:] or [""])[0].strip()[:500]
