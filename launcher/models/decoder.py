@@ -78,7 +78,7 @@ class Layers(nnx.Module):
         x = x + (self.post_attention_norm(attended) if self.variant.post_norms else attended)
         fed = self._feed_forward(self.pre_feedforward_norm(x))
         x = x + (self.post_feedforward_norm(fed) if self.variant.post_norms else fed)
-        return self.options.constrain(x, ("batch", None, None))
+        return self.options.constrain(x, ("batch", "length", None))
 
     def _attend(self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array) -> jax.Array:
         v = self.variant
@@ -125,7 +125,7 @@ class Transformer(nnx.Module):
         """
         v, options = self.variant, self.options
         x = self.embed[...][tokens].astype(options.dtype) * jnp.asarray(v.d_model**0.5, options.dtype)
-        x = options.constrain(x, ("batch", None, None))
+        x = options.constrain(x, ("batch", "length", None))
         ropes, places = _rope_tables(positions, v), Places(positions, segment_ids)
         graph, weights = nnx.split(self.layers)
 
