@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
-from launcher.models.interface import Params
 from launcher.models.chunks import chunk_length
+from launcher.models.interface import Params
 from launcher.models.loss import cross_entropy
 from launcher.training.mesh import BATCH
 from launcher.training.state import Blueprint
@@ -44,9 +44,10 @@ def loss_sums(blueprint: Blueprint, params: Params, batch: DeviceBatch) -> tuple
     model = blueprint.model(params)
     hidden = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
     rows = config.trainer.batch_size // math.prod(mesh[axis] for axis in BATCH)
-    parts = mesh["sequence"]
-    chunk = chunk_length(rows, config.trainer.seq_len // parts, config.model.shape.vocab // mesh["tensor"])
-    return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk, model.final_soft_cap, parts)
+    parts, vocab = mesh["sequence"], config.model.shape.vocab
+    chunk = chunk_length(rows, config.trainer.seq_len // parts, vocab // mesh["tensor"])
+    pin = partial(blueprint.layout.constrain, axes=blueprint.layout.logits(vocab))
+    return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk, model.final_soft_cap, parts, pin)
 
 
 def _one_collective(blueprint: Blueprint, params: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:

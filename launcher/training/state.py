@@ -77,6 +77,7 @@ def _build(config: TrainingConfig, layout: Layout, key: jax.Array) -> Decoder:
         remat=config.remat,
         constrain=layout.constrain,
         attention=layout.attention,
+        lookup=layout.lookup,
     )
     return FAMILIES[config.model.family].build(variant, key, options)
 
