@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster import processes
 from cluster.config import ClusterConfig
-from cluster.emulator.daemon import Endpoint, daemon_marker, end_storage, only_one, purge, read_endpoint
+from cluster.emulator.place import Endpoint, daemon_marker, end_storage, only_one, read_endpoint
 from cluster.emulator.profile import DEFAULT_PROFILE
 from cluster.emulator.storage import NOT_INSTALLED
 from cluster.errors import ClusterError
@@ -161,6 +161,8 @@ def stop_emulator(*, delete_nodes: bool = True) -> bool:
     if found is not None:
         processes.end(found.process)
         (folder / "endpoint.json").unlink(missing_ok=True)
+    from cluster.emulator.daemon import purge  # the services themselves, which no other command needs
+
     end_storage(folder)
     nodes = purge(folder) if delete_nodes else 0
     return found is not None or nodes > 0

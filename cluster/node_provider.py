@@ -56,9 +56,8 @@ from cluster.tpu.provider import TPUProvider
 from cluster.tpu.refusals import write_refusals
 from cluster.tpu.sight import Sight
 from cluster.tpu.slices import ClusterSlice
-from cluster.vm.bootstrap import startup_script
+from cluster.vm.bootstrap import host_metadata
 from cluster.vm.bundle import Bundle
-from cluster.vm.metadata import GUEST_ATTRIBUTES_ENABLED, HOST_ATTRIBUTE
 from cluster.vm.settings import HostSettings
 
 logger = logging.getLogger(__name__)
@@ -112,12 +111,11 @@ class SliceNodeProvider(NodeProvider):
         self._slices = slices
         settings = HostSettings.from_dict(json.loads(provider_config["host_settings"]))
         bundle = Bundle.from_dict(provider_config["bundle"])
-        script = startup_script(bundle.hash, bundle.location)
         self._types = {
             node_type(kind): _Type(
                 kind,
                 self._slices if index == 0 else self._slices.sibling(kind),
-                {"startup-script": script, HOST_ATTRIBUTE: settings_of_type(settings, kind).to_json(), **GUEST_ATTRIBUTES_ENABLED},
+                host_metadata(bundle, settings_of_type(settings, kind)),
             )
             for index, kind in enumerate(self._config.types)
         }

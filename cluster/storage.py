@@ -32,6 +32,8 @@ STORAGE = Service(
 )
 PATIENCE_S = 120.0
 """How long a request is repeated while the service stumbles."""
+LONGEST_PAUSE_S = 8.0
+"""Between two tries; the first pause is a second at most, each is up to twice as long as the one before."""
 REQUEST_S = 60.0
 """How long one answer may take."""
 _CHUNK_BYTES = 32 * 2**20
@@ -62,14 +64,14 @@ class Bucket:
         endpoint: str | None = None,
         project: str | None = None,
         *,
-        patience: float = PATIENCE_S,
+        patience: float | None = PATIENCE_S,
         request: float = REQUEST_S,
         client: Any = None,
     ) -> None:
         """`endpoint`: the URL of a Cloud Storage API that asks for no credentials; None: Google's own, with the default credentials.
 
-        `patience`: seconds for which a call is repeated. `request`: seconds for each answer. `client`: a google.cloud.storage.Client to
-        use instead of a new one.
+        `patience`: seconds for which a call is repeated; None: for as long as the service stumbles. `request`: seconds for each answer.
+        `client`: a google.cloud.storage.Client to use instead of a new one.
         """
         self.name, self.endpoint, self.project = name, endpoint, project
         self._patience, self._request, self._given = patience, request, client
@@ -198,7 +200,7 @@ class Bucket:
     def _retry(self) -> Any:
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        return DEFAULT_RETRY.with_timeout(self._patience)
+        return DEFAULT_RETRY.with_timeout(self._patience).with_delay(maximum=LONGEST_PAUSE_S)
 
     @cached_property
     def _client(self) -> Any:

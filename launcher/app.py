@@ -5,9 +5,9 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 
+import yaml
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -15,15 +15,13 @@ from cluster import clusters
 from cluster.clusters import Cluster
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, PodlaunchError
-from cluster.logs import set_up_logging
-from cluster.state import logs_dir
 from launcher import jobs
 from launcher.attempts import claim_next, end_run, submit_next
 from launcher.code import pack_data
 from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, quote_entrypoint, register_schema
 from launcher.config import LaunchConfig
-from launcher.environment import read_dotenv
 from launcher.follow import EXIT_INTERRUPTED, follow
+from launcher.guard import guarded
 from launcher.index import Entry, RunIndex, index_of, keeper_command
 from launcher.plan import describe
 from launcher.preflight import prepare_run
@@ -43,30 +41,10 @@ def main() -> None:
     sys.exit(guarded(lambda: _run_command_line(arguments), "launch", verbose=verbose))
 
 
-def guarded(command: Callable[[], int], component: str, *, verbose: bool = False) -> int:
-    """Run a command; whatever goes wrong is one line on stderr, and the traceback is in the component's log."""
-    read_dotenv()
-    errors = Console(stderr=True)
-    try:
-        set_up_logging(component, terminal=logging.INFO if verbose else logging.WARNING)
-        return command()
-    except PodlaunchError as error:
-        logger.info("refused: %s", error, exc_info=True)
-        for line in str(error).splitlines():
-            errors.print(f"error: {line}", highlight=False, soft_wrap=True, markup=False)
-        return error.exit_code
-    except KeyboardInterrupt:
-        errors.print("interrupted", highlight=False)
-        return EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # the outermost loop: an error that nobody foresaw
-        logger.info("%s", traceback.format_exc())
-        log = logs_dir() / f"{component}.log"
-        errors.print(f"error: {type(error).__name__}: {error} (the traceback is in {log})", highlight=False, soft_wrap=True, markup=False)
-        return 1
-
-
-def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> int:
+def launch(config: LaunchConfig, console: Console, *, detach: bool = False, dry_run: bool = False) -> int:
     """Bring the cluster up where needed, submit the run, follow it to its end. Returns the exit code.
+
+    `dry_run`: check everything, say what would be done, and return.
 
     Raises ConfigError before anything is started, ClusterError when the cluster cannot be brought up.
     """
@@ -82,6 +60,9 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False) -> i
     for title, text in describe(config, run):
         console.print(f"{title:<12}{text}", highlight=False, soft_wrap=True, markup=False)
     console.print()
+    if dry_run:
+        console.print(yaml.safe_dump(config.to_dict(), sort_keys=False), highlight=False, soft_wrap=True, markup=False)
+        return 0
     cluster = bring_up(config.cluster, lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False))
     if data is not None:
         run.write_data(data)

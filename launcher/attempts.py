@@ -54,7 +54,12 @@ def submit_again(
     now = clock()
     run.append_event({"time": now, "event": "supervisor_lost", "attempt": status.attempt, "step": status.step, "reason": reason})
     again = dataclasses.replace(
-        status.accounted_until(now), attempt=attempt, job=job, phase="starting a supervisor", slices=[], quiet_at=_quiet_at(status)
+        status.accounted_until(now),
+        attempt=attempt,
+        job=job,
+        phase="starting a supervisor",
+        slices=[],
+        quiet_at=_quiet_at(run, status, now),
     )
     if status.state is not RunState.QUEUED:
         recoveries = dataclasses.replace(status.recoveries, infrastructure=status.recoveries.infrastructure + 1)
@@ -79,13 +84,14 @@ def end_run(run: RunDirectory, state: RunState, reason: str, index: RunIndex, cl
         ended_at = None if state is RunState.SUSPENDED else now
         accounted = status.accounted_until(now)
         fresh = dataclasses.replace(accounted, state=state, phase="", reason=reason, slices=[], ended_at=ended_at)
-        run.write_status(dataclasses.replace(fresh, quiet_at=_quiet_at(status)))
+        run.write_status(dataclasses.replace(fresh, quiet_at=_quiet_at(run, status, now)))
         run.append_event({"time": now, "event": "state", "state": state.value, "attempt": status.attempt, "reason": reason})
     settle(run, index)
 
 
-def _quiet_at(status: RunStatus) -> float:
-    return max(status.quiet_at, status.updated_at + SILENCE_S)
+def _quiet_at(run: RunDirectory, status: RunStatus, now: float) -> float:
+    """`now`: its supervisor is gone, or nobody would be here."""
+    return max(status.quiet_at, min(now, status.updated_at + run.files.unheard_s) + SILENCE_S)
 
 
 def settle(run: RunDirectory, index: RunIndex) -> None:

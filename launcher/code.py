@@ -17,7 +17,8 @@ from pathlib import Path
 
 from cluster.errors import ConfigError
 from launcher.data.config import DataConfig
-from launcher.data.sources import source_files
+from launcher.data.hf_tokenizer import tokenizer_files
+from launcher.data.sources import files_to_send
 
 PACKAGES = ("launcher", "cluster")
 MAX_BYTES = 100 * 2**20
@@ -50,15 +51,28 @@ def pack(user_code: Path | None) -> bytes:
 def pack_data(config: DataConfig) -> bytes | None:
     """The zip of the files that `config` reads, for hosts that do not see this machine; None when every host has them.
 
-    What `path` names lies at the top of it. Raises ConfigError as `check_source` does, and when it is too large.
+    What the setting i of `config.paths()` names lies in the folder i. Raises ConfigError as `check_data` does, and when it is too large.
     """
-    if config.path is None:
+    if not config.paths():
         return None
-    files, base = source_files(config), Path(config.path).expanduser().parent
-    if (total := sum(path.stat().st_size for path in files)) > MAX_DATA_BYTES:
+    files = {name: files_to_send(source, name) for name, source, _ in config.sources() if source.path is not None}
+    found = {f"{name}.path": paths for name, paths in files.items()}
+    if config.tokenizer is not None:
+        found["data.tokenizer"] = tokenizer_files(config.tokenizer)
+    sent: dict[str, Path] = {}
+    for i, (setting, place) in enumerate(config.paths().items()):
+        base = Path(place).expanduser().parent
+        sent |= {f"{i}/{path.relative_to(base).as_posix()}": path for path in found[setting]}
+    if (total := sum(path.stat().st_size for path in sent.values())) > MAX_DATA_BYTES:
         limit = MAX_DATA_BYTES // 2**20
-        raise ConfigError(f"data.path {config.path}: {total // 2**20} MiB are too much to be sent along with a run, at most {limit} MiB")
-    return _zip({path.relative_to(base).as_posix(): path for path in files})
+        what = ", ".join(f"{setting} {place}" for setting, place in config.paths().items())
+        raise ConfigError(f"{what}: {total // 2**20} MiB are too much to be sent along with a run, at most {limit} MiB")
+    return _zip(sent)
+
+
+def sent_paths(config: DataConfig, folder: Path) -> dict[str, str]:
+    """Setting -> path of what `pack_data` sent, once it is unpacked in `folder`."""
+    return {setting: str(folder / str(i) / Path(place).name) for i, (setting, place) in enumerate(config.paths().items())}
 
 
 def unpack(archive: bytes, cache: Path) -> Path:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
-from cluster.schema import did_you_mean
+from cluster.schema import did_you_mean, flatten
 from launcher.config import LaunchConfig, meaningless_for_script, read_yaml
 
 CONFIG_NAME = "config"
@@ -89,7 +89,7 @@ def compose_file(path: Path, overrides: Sequence[str]) -> LaunchConfig:
     groups = [f"{key}={value}" for key, value in values.items() if isinstance(value, str)]
     if isinstance(job := values.get("job"), Mapping) and isinstance(job.get("kind"), str):  # it decides which groups there are
         groups.append(f"job={job['kind']}")
-    settings = [f"{key}={_quote(value)}" for key, value in _flatten({k: v for k, v in values.items() if not isinstance(v, str)}, "")]
+    settings = [f"{key}={_quote(value)}" for key, value in flatten({k: v for k, v in values.items() if not isinstance(v, str)}, "")]
     return load(compose_config([*groups, *settings, *overrides]))
 
 
@@ -153,14 +153,6 @@ def _dotted(node: Any, prefix: str) -> Iterable[str]:
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
             yield from _dotted(child, f"{prefix}{key}.")
-
-
-def _flatten(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _quote(value: Any) -> str:

@@ -229,7 +229,9 @@ class TrainerConfig:
     seed: int = 0
     log_every: int = 5
     eval_batches: int = 8
-    """Held-out batches of the evaluation before the first step and after the last."""
+    """Held-out batches of one evaluation, at most; there is one before the first step and one after the last."""
+    eval_every: int | None = None
+    """Steps between two evaluations during training; null: none."""
     checkpoint_every: int | str = 20
     """Steps (20), a length of time (10m), or auto: from what a checkpoint costs and how often the run fails."""
     keep_checkpoints: int = 3
@@ -240,8 +242,9 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "log_every", "eval_batches", "keep_checkpoints"):
             at_least(f"trainer.{name}", getattr(self, name), 1)
-        if self.keep_every is not None:
-            at_least("trainer.keep_every", self.keep_every, 1)
+        for name in ("keep_every", "eval_every"):
+            if (value := getattr(self, name)) is not None:
+                at_least(f"trainer.{name}", value, 1)
         parse_every(self.checkpoint_every)
         at_least("trainer.warmup_steps", self.warmup_steps, 0)
         if self.seq_len < 8:

@@ -22,7 +22,10 @@ assert set(RESUME_TOPICS) == {"model", "data", *_TRAINER.values()}
 def meaning_of(config: TrainingConfig, data_key: str | None = None) -> dict[str, Any]:
     """`data_key` is the digest of the packed data; None where the data is not at hand. Its path does not matter, its content does."""
     shape = {f"model.{name}": value for name, value in vars(config.model.shape).items() if name not in ("summary", "default_lr")}
-    data = {f"data.{name}": getattr(config.data, name) for name in ("source", "held_out", "max_bytes")}
+    data = {"data.held_out": config.data.held_out, "data.source": config.data.source}
+    for where, source, weight in config.data.sources():
+        data |= {f"{where}.{name}": getattr(source, name) for name in ("source", "records", "split", "max_bytes")}
+        data |= {f"{where}.fields.{name}": value for name, value in vars(source.fields).items()} | {f"{where}.weight": weight}
     trainer = {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER}
     trainer["trainer.lr"] = config.learning_rate
     content = {} if data_key is None else {_CONTENT: data_key}

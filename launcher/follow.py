@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.goodput import Phase
+from launcher.perplexity import perplexity
 from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus
 
 EXIT_OK = 0
@@ -76,6 +77,8 @@ class _News:
             if text := _describe_event(event):
                 yield f"{_clock(event['time'] - status.started_at)}  {text}"
         for row in self._metrics:
+            if "held_out_loss" in row:  # told by its event
+                continue
             yield f"{_clock(row['time'] - status.started_at)}  {_describe_step(row, status)}"
         if status.phase and status.phase != self._phase and status.phase not in ("training", "saving"):
             yield f"{_clock(status.updated_at - status.started_at)}  {status.phase}"
@@ -86,8 +89,11 @@ def _describe_event(event: dict[str, Any]) -> str | None:
     match event["event"]:
         case "hosts":
             return f"{len(event['hosts'])} hosts: {', '.join(event['hosts'])}"
+        case "data":
+            return _describe_data(event)
         case "evaluation":
-            return f"held-out loss {event['when']} training: {event['loss']:.4f} nat a token"
+            when = f"after step {event['step']}" if event["when"] == "during" else f"{event['when']} training"
+            return f"held-out loss {when}: {event['loss']:.4f} nat a token, perplexity {perplexity(event['loss']):.4g}"
         case "checkpoint":
             return f"checkpoint of step {event['step']}"
         case "restored":
@@ -105,6 +111,17 @@ def _describe_event(event: dict[str, Any]) -> str | None:
         case "state" if event["state"] == RunState.RECOVERING:
             return f"starting attempt {event['attempt']}"
     return None
+
+
+def _describe_data(event: dict[str, Any]) -> str:
+    parts, held_out = event["parts"].values(), event["held_out"]
+    counts = {name: sum(part[name] for part in parts) for name in ("documents", "tokens", "rows")}
+    cut = sum(part["cut"] for part in (*parts, held_out))
+    longer = f"; {cut:,} documents are longer than trainer.seq_len and are cut" if cut else ""
+    return (
+        f"data: {counts['documents']:,} documents, {counts['tokens']:,} tokens in {counts['rows']:,} sequences; "
+        f"{held_out['documents']:,} documents held out{longer}"
+    )
 
 
 def _describe_step(row: dict[str, Any], status: RunStatus) -> str:
@@ -152,9 +169,10 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
     if status.step or status.total_steps:  # a script may report nothing
         line("training", f"step {status.step} of {status.total_steps or '?'}{loss}")
     if status.held_out_before is not None and status.held_out_after is not None:
-        line("held out", f"{status.held_out_before:.4f} nat a token before, {status.held_out_after:.4f} after")
+        change = f"perplexity {perplexity(status.held_out_before):.4g} and {perplexity(status.held_out_after):.4g}"
+        line("held out", f"{status.held_out_before:.4f} nat a token before, {status.held_out_after:.4f} after; {change}")
     elif status.held_out_after is not None:
-        line("held out", f"{status.held_out_after:.4f} nat a token")
+        line("held out", f"{status.held_out_after:.4f} nat a token, perplexity {perplexity(status.held_out_after):.4g}")
     if status.recoveries.total:
         causes = ", ".join(f"{count} {cause}" for cause, count in vars(status.recoveries).items() if count)
         line("recoveries", f"{status.recoveries.total} ({causes})")

@@ -1,6 +1,7 @@
 """What is printed before a launch: what will run, where, and what that costs."""
 
 from launcher.config import LaunchConfig
+from launcher.data.config import SourceConfig
 from launcher.models.registry import VARIANTS
 from launcher.runs import RunDirectory
 
@@ -28,13 +29,19 @@ def _describe_training(config: LaunchConfig) -> list[tuple[str, str]]:
     others = ", ".join(name for name in VARIANTS if name != model.variant)
     return [
         ("model", f"{model.variant}, {_count(model.shape.parameters)} parameters; choose another with model.variant={others}"),
-        ("data", data.source + (f" from {data.path}" if data.path else "")),
+        ("data", "; ".join(_describe_source(*source) for source in data.sources())),
+        *([("tokenizer", data.tokenizer)] if data.tokenizer else []),
         (
             "training",
             f"{trainer.steps} steps of {trainer.batch_size} x {trainer.seq_len} tokens, learning rate {training.learning_rate:g}, "
             f"{trainer.compute_dtype}, mesh data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}",
         ),
     ]
+
+
+def _describe_source(where: str, source: SourceConfig, weight: float) -> str:
+    part = "" if where == "data" else f"{where.rpartition('.')[2]} (weight {weight:g}): "
+    return f"{part}{source.source}" + (f" from {source.path}" if source.path else "")
 
 
 def _describe_script(config: LaunchConfig) -> list[tuple[str, str]]:

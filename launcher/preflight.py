@@ -10,7 +10,7 @@ from cluster.storage import split_url
 from launcher.code import pack, user_files
 from launcher.config import LaunchConfig
 from launcher.curve import check_same_curve, meaning_of
-from launcher.data.sources import check_source
+from launcher.data.check import check_data
 from launcher.limits import limit_reached
 from launcher.run_files import is_object
 from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus, new_run_id
@@ -38,7 +38,7 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
     if config.is_script:
         _check_program(config)
     else:
-        check_source(config.training.data)
+        check_data(config.training)
     return run, pack(Path(config.run.code) if config.run.code else None)
 
 

@@ -4,6 +4,8 @@ Cloud Storage neither appends to an object nor takes much more than one write a 
 segments there, whose names sort by the time they were written; whoever reads it puts them together again.
 """
 
+import errno
+import math
 import os
 import secrets
 import time
@@ -13,7 +15,7 @@ from typing import Protocol
 
 from cluster.cloud_errors import NotFoundError
 from cluster.state import write_atomic_bytes
-from cluster.storage import Bucket, split_url
+from cluster.storage import PATIENCE_S, Bucket, split_url
 
 
 class RunFiles(Protocol):
@@ -22,6 +24,8 @@ class RunFiles(Protocol):
     url: str
     least_interval_s: float
     """How long, in seconds, to wait between two replacements of the same file, and between two looks at it."""
+    unheard_s: float
+    """For so many seconds after its last status a supervisor may have lived on: while the place did not answer, it went on all the same."""
 
     def read(self, name: str) -> bytes | None:
         """None when there is no such file."""
@@ -57,6 +61,7 @@ class LocalFiles:
     """Below a folder of this machine, or of one that all hosts see."""
 
     least_interval_s = 0.2
+    unheard_s = 0.0
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,7 +96,9 @@ class LocalFiles:
         # One write call with O_APPEND: a line is never torn by another writer, and a crash loses at most the line being written.
         handle = os.open(self._made(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, content)
+            if (written := os.write(handle, content)) < len(content):  # the disk is full: rather nothing than half a line
+                os.ftruncate(handle, os.fstat(handle).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
         finally:
             os.close(handle)
 
@@ -137,12 +144,15 @@ class ObjectFiles:
     """Below a gs:// prefix."""
 
     least_interval_s = 2.0
+    unheard_s = math.inf
 
-    def __init__(self, url: str, endpoint: str | None = None, *, clock: Callable[[], int] = time.time_ns) -> None:
-        """`endpoint`: as for Bucket. `clock`: nanoseconds since the epoch, which order the segments of several writers."""
+    def __init__(
+        self, url: str, endpoint: str | None = None, patience: float | None = PATIENCE_S, *, clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        """`endpoint` and `patience`: as for Bucket. `clock`: nanoseconds since the epoch, which order the segments of several writers."""
         self.url = url.rstrip("/")
         bucket, self._prefix = split_url(self.url)
-        self._bucket = Bucket(bucket, endpoint)
+        self._bucket = Bucket(bucket, endpoint, patience=patience)
         self._clock = clock
         self._last = 0
 
@@ -198,9 +208,9 @@ class _ObjectTail:
             yield from content.splitlines(keepends=True)
 
 
-def open_files(url: str | Path, endpoint: str | None = None) -> RunFiles:
-    """The files at a local path or a gs:// URL. `endpoint`: as for Bucket, for gs:// only."""
-    return ObjectFiles(str(url), endpoint) if is_object(url) else LocalFiles(Path(url))
+def open_files(url: str | Path, endpoint: str | None = None, patience: float | None = PATIENCE_S) -> RunFiles:
+    """The files at a local path or a gs:// URL. `endpoint` and `patience`: as for Bucket, for gs:// only."""
+    return ObjectFiles(str(url), endpoint, patience) if is_object(url) else LocalFiles(Path(url))
 
 
 def is_object(url: str | Path) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from cluster.errors import ConfigError, PodlaunchError
+from cluster.storage import PATIENCE_S
 from launcher.config import LaunchConfig, parse_yaml
 from launcher.goodput import Phase
 from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
@@ -121,6 +122,7 @@ class RunStatus:
     cost_usd: float | None = None
     held_out_before: float | None = None
     held_out_after: float | None = None
+    """Of the newest evaluation after a step."""
     checkpoint: int | None = None
     started_at: float = 0.0
     updated_at: float = 0.0
@@ -165,12 +167,18 @@ class RunStatus:
         return replace(self, phases=phases, updated_at=now)
 
 
+def check_transition(run_id: str, before: RunState, after: RunState) -> None:
+    """Raises ValueError for one that the table does not know; a state may always stay what it is."""
+    if before is not after and after not in TRANSITIONS[before]:
+        raise ValueError(f"{run_id}: {before} -> {after} is no transition of a run")
+
+
 class RunDirectory:
     """One run's folder: a local one, or one below gs://. Methods raise OSError or CloudError when the place does not answer."""
 
-    def __init__(self, url: str | Path, endpoint: str | None = None) -> None:
-        """`endpoint`: as for Bucket, for gs:// only."""
-        self.files = open_files(url, endpoint)
+    def __init__(self, url: str | Path, endpoint: str | None = None, patience: float | None = PATIENCE_S) -> None:
+        """`endpoint` and `patience`: as for Bucket, for gs:// only."""
+        self.files = open_files(url, endpoint, patience)
         self.url = self.files.url
 
     @property
@@ -229,8 +237,12 @@ class RunDirectory:
     def write_status(self, status: RunStatus) -> None:
         """Replace status.json. Raises ValueError for a transition that the table does not know."""
         before = self.status()
-        if before is not None and before.state is not status.state and status.state not in TRANSITIONS[before.state]:
-            raise ValueError(f"{self.run_id}: {before.state} -> {status.state} is no transition of a run")
+        if before is not None:
+            check_transition(self.run_id, before.state, status.state)
+        self.replace_status(status)
+
+    def replace_status(self, status: RunStatus) -> None:
+        """The same for who knows what stands there."""
         self.files.write("status.json", (json.dumps(status.to_dict(), indent=1) + "\n").encode())
 
     def append_event(self, event: Mapping[str, Any]) -> None:
@@ -254,6 +266,10 @@ class RunDirectory:
     def read_log(self, attempt: int, host: int) -> bytes:
         """What that training process has written so far."""
         return self.files.read_grown(self.log_name(attempt, host))
+
+    def tail_log(self, attempt: int, host: int) -> Tail:
+        """The same, as it grows."""
+        return self.files.tail(self.log_name(attempt, host))
 
     def logs(self) -> dict[int, list[int]]:
         """Attempt -> the hosts that wrote a log in it, both in order."""

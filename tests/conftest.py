@@ -11,6 +11,7 @@ hypothesis.settings.load_profile("podlaunch")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos", choices=("short", "full"), default="short", help="full: also the tests that are marked long")
+    parser.addoption("--chaos-seed", type=int, default=None, help="of the random schedules of faults; by default a new one each time")
 
 
 _seconds: defaultdict[str, float] = defaultdict(float)

@@ -10,16 +10,10 @@ A daemon that ends, in whatever way, leaves nodes, instances, their hosts and st
 serves on the same ports.
 """
 
-import dataclasses
-import fcntl
-import json
 import os
 import shutil
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -33,52 +27,16 @@ from cluster.emulator.faults import FAULTS, STRUCK, STRUCK_COMPUTE
 from cluster.emulator.hosts import ProcessHosts, marker, remove_disk
 from cluster.emulator.http import HttpServer
 from cluster.emulator.model import Machine, NodeRecord
+from cluster.emulator.place import Endpoint, daemon_marker, only_one, write_endpoint
 from cluster.emulator.profile import DEFAULT_PROFILE, INSTANT, Profile
 from cluster.emulator.rest import Rest
 from cluster.emulator.server import Server
-from cluster.emulator.storage import Storage, storage_binary, storage_marker
+from cluster.emulator.storage import Storage, storage_binary
 from cluster.emulator.store import Store
-from cluster.errors import ClusterError
 from cluster.processes import ProcessRecord
-from cluster.state import private_dir, read_json, write_atomic
+from cluster.state import private_dir
 
 _WATCH_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """How a running daemon is reached."""
-
-    grpc: str
-    """host:port of the Cloud TPU and Secret Manager APIs over gRPC."""
-    rest: str
-    """URL of the same APIs and of Compute Engine over REST; empty for a daemon of an earlier version."""
-    admin: str
-    """URL of its admin endpoint; empty for a daemon of an earlier version."""
-    profile: str
-    """Which of the profiles says how long it takes."""
-    process: ProcessRecord
-    image_bundle: str
-    """The hash of the bundle in the image of its hosts; empty: a bare image."""
-    storage: str = ""
-    """URL of its Cloud Storage; empty where that is not installed."""
-
-
-def read_endpoint(folder: Path) -> Endpoint | None:
-    """The daemon that serves `folder` now; None when there is none."""
-    values = read_json(folder / "endpoint.json")
-    if values is None:
-        return None
-    found = Endpoint(
-        values["grpc"],
-        values.get("rest", ""),
-        values.get("admin", ""),
-        values.get("profile", DEFAULT_PROFILE),
-        ProcessRecord.from_dict(values["process"]),
-        values["image_bundle"],
-        values.get("storage", ""),
-    )
-    return found if found.process.alive() else None
 
 
 def serve(
@@ -113,7 +71,7 @@ def serve(
             store.set(key, str(port))
         storage_url = storage.url if storage is not None else ""
         own = _own_record(folder)
-        _write_endpoint(folder, Endpoint(server.endpoint, rest.url, admin.url, profile_name, own, image_bundle, storage_url))
+        write_endpoint(folder, Endpoint(server.endpoint, rest.url, admin.url, profile_name, own, image_bundle, storage_url))
         try:
             while not stop.wait(_WATCH_SECONDS):
                 cloud.watch_hosts()
@@ -151,40 +109,6 @@ def purge(folder: Path) -> int:
         store.close()
         shutil.rmtree(folder / "hosts", ignore_errors=True)
         return len(machines)
-
-
-@contextmanager
-def only_one(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold the folder's lock, which goes with the process. Raises ClusterError when somebody else holds it for `patience` seconds.
-
-    A daemon that was killed a moment ago is dead for everybody and holds it still, until the kernel has taken its threads apart.
-    """
-    deadline = time.monotonic() + patience
-    with (private_dir(folder) / "lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    words = f"another emulated cloud runs on {folder}; use it, or stop it first with: tpu emulator stop"
-                    raise ClusterError(words) from None
-            time.sleep(0.02)  # a lock cannot be waited for with a limit
-        yield
-
-
-def end_storage(folder: Path) -> None:
-    """End the object storage that a dead daemon left."""
-    processes.kill_members(storage_marker(folder))
-
-
-def daemon_marker(folder: Path) -> str:
-    """By what a daemon that was started for `folder` is known."""
-    return f"emulator-{folder}"
-
-
-def _write_endpoint(folder: Path, endpoint: Endpoint) -> None:
-    write_atomic(folder / "endpoint.json", json.dumps(dataclasses.asdict(endpoint)))
 
 
 def _own_record(folder: Path) -> ProcessRecord:

@@ -11,7 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from string import Template
 
-from cluster.vm.bundle import BundleLocation
+from cluster.vm.bundle import Bundle, BundleLocation
+from cluster.vm.metadata import GUEST_ATTRIBUTES_ENABLED, HOST_ATTRIBUTE
+from cluster.vm.settings import HostSettings
 
 HOST_AGENT = "cluster.vm.host_agent"
 
@@ -67,6 +69,11 @@ def startup_script(bundle: str, location: BundleLocation | None = None, *, agent
     """
     otherwise = _REFUSE if location is None else _install(bundle, location, agent)
     return _SCRIPT.substitute(bundle=bundle, otherwise=otherwise, agent=agent)
+
+
+def host_metadata(bundle: Bundle, settings: HostSettings) -> dict[str, str]:
+    """All that we put into the metadata of a slice's hosts."""
+    return {"startup-script": startup_script(bundle.hash, bundle.location), HOST_ATTRIBUTE: settings.to_json(), **GUEST_ATTRIBUTES_ENABLED}
 
 
 def _install(bundle: str, location: BundleLocation, agent: str) -> str:

@@ -1,13 +1,14 @@
 """The command `tpu`. One file per verb; this one ties them together."""
 
+import importlib.metadata
 import logging
 import sys
 from typing import Annotated
 
 import typer
 
-from launcher.app import guarded
 from launcher.cli import dashboard, emulator, exec, ssh, start, status, stop, train, types
+from launcher.guard import guarded
 
 app = typer.Typer(
     help="Slices of Cloud TPU, joined into Ray clusters, and the training runs on them.",
@@ -27,8 +28,15 @@ app.add_typer(train.app, name="train")
 app.add_typer(emulator.app, name="emulator")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("podlaunch"))
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,  # noqa: ARG001
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say on stderr what is being done.")] = False,
 ) -> None:
     """Options of every command."""

@@ -1,6 +1,7 @@
 """What several verbs share."""
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +14,9 @@ from launcher.runs import RunDirectory, find_run
 
 CONSOLE = Console()
 ERRORS = Console(stderr=True)
+DEFAULT_ROOT = "runs"
+Root = Annotated[str, typer.Option("--root", help="The place that holds run directories: a folder, or gs://<bucket>/<folder>.")]
+Run = Annotated[str, typer.Argument(help="A run's name, or the path of its directory.")]
 _PATIENCE_S = 5.0
 
 

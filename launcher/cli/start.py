@@ -21,13 +21,10 @@ from cluster.state import clusters_dir
 from cluster.token import token_place
 from cluster.tpu.owner import owner_id
 from cluster.tpu.requests import plan, slice_names
-from cluster.vm.bootstrap import startup_script
+from cluster.vm.bootstrap import host_metadata
 from cluster.vm.bundle import Bundle, bundle_hash
-from cluster.vm.metadata import HOST_ATTRIBUTE
-from launcher.app import bring_up
 from launcher.cli.coming import wait_for_slices
 from launcher.cli.options import CONSOLE, ERRORS, confirm
-from launcher.compose import compose_cluster
 from launcher.config import read_yaml
 from launcher.index import keeper_command
 
@@ -50,6 +47,8 @@ def start(
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
     """Bring a cluster up (default profile: local)."""
+    from launcher.app import bring_up  # composing needs Hydra, which takes half a second to import
+
     settings = _settings(overrides or [], config)
     if slices is not None:
         most = max(slices, settings.effective_max_slices)
@@ -84,6 +83,8 @@ def _wait(cluster: Cluster, slices: int) -> None:
 
 
 def _settings(overrides: list[str], config: Path | None) -> ClusterConfig:
+    from launcher.compose import compose_cluster
+
     if config is not None:
         settings = ClusterConfig.from_dict(read_yaml(config))
     else:
@@ -107,10 +108,7 @@ def _requests(config: ClusterConfig, *, bare: bool) -> list[dict[str, Any]]:
     if bare:
         return plan(config, slice_names(config), owner=owner_id())
     folder, bundle = clusters_dir() / config.name, Bundle(bundle_hash())
-    metadata = {
-        "startup-script": startup_script(bundle.hash),
-        HOST_ATTRIBUTE: host_settings(config, "HEAD:PORT", token_place(config, folder)).to_json(),
-    }
+    metadata = host_metadata(bundle, host_settings(config, "HEAD:PORT", token_place(config, folder)))
     names = [slice_id(config.name, "dry-run", index) for index in range(max(config.slices, config.min_slices))]
     head = head_requests(config, bundle, folder, owner_id(), keeper_command(config))
     return [*head, *plan(config, names, owner=owner_id(), metadata=metadata)]

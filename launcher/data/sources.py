@@ -1,17 +1,20 @@
-"""Where text comes from: documents of the interpreter's library, of text files, of prompt/response records.
+"""Where text comes from: documents of the interpreter's library, of text files, of records in jsonl, parquet and datasets.
 
-Importable without JAX: the command line calls `check_source` before anything is started.
+Importable without JAX: the command line looks at all of it before anything is started (launcher/data/check.py).
 """
 
+import hashlib
 import json
 import os
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ConfigError
-from launcher.data.config import DataConfig
+from launcher.data.config import STDLIB, SourceConfig
+from launcher.data.documents import Document, Place, plain
+from launcher.data.records import Records
+from launcher.data.tables import INDEX_FILES, columns, dataset_files, rows
 
 MAX_DOCUMENT = 8192
 MIN_DOCUMENT = 256
@@ -29,77 +32,86 @@ _SKIPPED_FOLDERS = {
     "__pycache__",
     "ensurepip",
 }
+_SUFFIXES = {"jsonl": ".jsonl", "parquet": ".parquet", "datasets": ".parquet"}
+_READ_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Document:
-    """UTF-8 text; `prompt` is read but not learned, `text` is learned."""
+def read_documents(source: SourceConfig, where: str = "data") -> Iterator[Document]:
+    """All documents, in a fixed order. `where`: the setting that this source is, for error lines.
 
-    text: bytes
-    prompt: bytes = b""
-
-
-@dataclass(frozen=True)
-class SourceSummary:
-    """What `check_source` found: cheap to have, good to show before a start."""
-
-    source: str
-    files: int
-    size: int
-    """Bytes that would be read at most (data.max_bytes counted in)."""
-    records: int | None
-    """Records of a jsonl source; None for plain text."""
-
-
-def check_source(config: DataConfig) -> SourceSummary:
-    """Look before anything is started. Raises ConfigError, one line with file, line and remedy, when the source cannot be used.
-
-    Text is checked for existence, readability and UTF-8; every jsonl line is parsed.
+    Raises ConfigError, one line with file, line or row, field and remedy, when the source cannot be used.
     """
-    files = source_files(config)
-    records: int | None = None
-    if config.source == "jsonl":
-        records = sum(1 for _ in _read_jsonl(files, config.max_bytes))
-        if not records:
-            raise ConfigError(f"data.path {config.path}: no records found; write one {_RECORD} a line")
-    elif config.source == "text":
-        _check_utf8(files, config.max_bytes)
-    size = sum(file.stat().st_size for file in files)
-    return SourceSummary(config.source, len(files), min(size, config.max_bytes or size), records)
+    files = source_files(source, where)
+    match source.source:
+        case "jsonl":
+            documents = _read_jsonl(files, source)
+        case "parquet" | "datasets":
+            documents = _read_tables(files, source)
+        case _:
+            documents = _read_texts(files, source)
+    empty = True
+    for document in documents:
+        empty = False
+        yield document
+    if empty:
+        place = f"{where}.path {source.path}" if source.path else f"{where}.source {source.source}"
+        few = f" in its first {source.max_bytes} bytes ({where}.max_bytes)" if source.max_bytes else ""
+        raise ConfigError(f"{place}: no documents found{few}, there is nothing to train on; give a file that has some")
 
 
-def source_files(config: DataConfig) -> list[Path]:
+def content_digest(source: SourceConfig, where: str) -> bytes:
+    """A digest of all that `read_documents` reads, wherever it lies. Much faster than to read documents. Raises ConfigError too."""
+    digest = hashlib.sha256()
+    limit = source.max_bytes if source.source not in ("parquet", "datasets") else None
+    left = limit
+    for file in source_files(source, where):
+        size = file.stat().st_size if left is None else min(file.stat().st_size, left)
+        digest.update(size.to_bytes(8, "big"))
+        done = 0
+        with file.open("rb") as opened:
+            while done < size and (block := opened.read(min(_READ_BYTES, size - done))):
+                digest.update(block)
+                done += len(block)
+        if left is not None:
+            left -= size
+            if left == 0:
+                break
+    return digest.digest()
+
+
+def source_files(source: SourceConfig, where: str = "data") -> list[Path]:
     """The files of the source in their fixed order. Raises ConfigError when there are none, or one is unreadable, or all are empty."""
-    if config.source == "python_stdlib":
-        return _stdlib_files()
-    path = Path(config.path or "").expanduser()
+    if source.source == STDLIB:
+        return _files_below(Path(sysconfig.get_path("stdlib")), ".py")
+    path, suffix = Path(source.path or "").expanduser(), _SUFFIXES.get(source.source)
     if not path.exists():
-        raise ConfigError(f"data.path {config.path}: no such file or folder (looked in {Path.cwd()}); give data.path=<file or folder>")
-    files = [path] if path.is_file() else _files_below(path, ".jsonl" if config.source == "jsonl" else None)
+        raise ConfigError(
+            f"{where}.path {source.path}: no such file or folder (looked in {Path.cwd()}); give {where}.path=<file or folder>"
+        )
+    if source.source == "datasets":
+        files = dataset_files(path, _files_below(path, suffix) if path.is_dir() else [], source.split, where)
+    else:
+        files = [path] if path.is_file() else _files_below(path, suffix)
     for file in files:
+        if not file.exists():
+            raise ConfigError(f"{where}.path {source.path}: {file} is missing; copy the whole folder")
         if not os.access(file, os.R_OK):
-            raise ConfigError(f"data.path: cannot read {file}: permission denied; change its mode or give another data.path")
+            raise ConfigError(f"{where}.path: cannot read {file}: permission denied; change its mode or give another {where}.path")
     if not files:
-        what = "*.jsonl files" if config.source == "jsonl" else "files"
-        raise ConfigError(f"data.path {config.path}: the folder holds no {what}; give a file, or a folder that has some")
+        what = f"*{suffix} files" if suffix else "files"
+        raise ConfigError(f"{where}.path {source.path}: the folder holds no {what}; give a file, or a folder that has some")
     if not any(file.stat().st_size for file in files):
-        raise ConfigError(f"data.path {config.path}: empty, there is nothing to train on; give data.path=<a file with text>")
+        raise ConfigError(f"{where}.path {source.path}: empty, there is nothing to train on; give {where}.path=<a file with text>")
     return files
 
 
-def read_documents(config: DataConfig) -> Iterator[Document]:
-    """All documents, in a fixed order. Raises ConfigError as `check_source` does."""
-    files = source_files(config)
-    if config.source == "jsonl":
-        yield from _read_jsonl(files, config.max_bytes)
-    elif config.source == "python_stdlib":
-        for _, text in _read_texts(files, config.max_bytes):
-            yield Document(text)
-    else:
-        total = sum(file.stat().st_size for file in files)
-        size = max(MIN_DOCUMENT, min(MAX_DOCUMENT, min(total, config.max_bytes or total) // DOCUMENTS_WANTED))
-        for _, text in _read_texts(files, config.max_bytes):
-            yield from (Document(chunk) for chunk in split_lines(text, size))
+def files_to_send(source: SourceConfig, where: str) -> list[Path]:
+    """All files that a host needs to read the source. Raises ConfigError as `source_files` does."""
+    files = source_files(source, where)
+    if source.source == "datasets":
+        folder = Path(source.path or "").expanduser()
+        files += [path for inside in ("", source.split) for name in INDEX_FILES if (path := folder / inside / name).exists()]
+    return files
 
 
 def split_lines(text: bytes, size: int) -> Iterator[bytes]:
@@ -120,11 +132,6 @@ def _character_start(text: bytes, end: int) -> int:
     return end
 
 
-def _stdlib_files() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    return _files_below(root, ".py")
-
-
 def _files_below(root: Path, suffix: str | None) -> list[Path]:
     """Visible files below `root`, sorted by their path relative to it, so that the order is the same on every host."""
     found: list[Path] = []
@@ -135,9 +142,11 @@ def _files_below(root: Path, suffix: str | None) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).parts)
 
 
-def _read_texts(files: list[Path], limit: int | None) -> Iterator[tuple[Path, bytes]]:
-    """Files with their text, up to `limit` bytes in all; the last one is cut after a whole line."""
-    left = limit
+def _read_texts(files: list[Path], source: SourceConfig) -> Iterator[Document]:
+    """Files up to `max_bytes` in all, the last one cut after a whole line. A file of the library is a document, of others a few."""
+    left = source.max_bytes
+    total = sum(file.stat().st_size for file in files)
+    size = max(MIN_DOCUMENT, min(MAX_DOCUMENT, min(total, left or total) // DOCUMENTS_WANTED))
     for file in files:
         text = _read(file)
         _decode(text, file)
@@ -146,8 +155,10 @@ def _read_texts(files: list[Path], limit: int | None) -> Iterator[tuple[Path, by
             left = 0
         elif left is not None:
             left -= len(text)
-        if text:
-            yield file, text
+        line = 1
+        for chunk in split_lines(text, len(text) if source.source == STDLIB else size):
+            yield plain(chunk, Place(file, line), whole=False)
+            line += chunk.count(b"\n")
         if left == 0:
             return
 
@@ -156,7 +167,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise ConfigError(f"data.path: cannot read {file}: {error.strerror}; give another data.path") from error
+        raise ConfigError(f"cannot read {file}: {error.strerror}; give another file") from error
 
 
 def _decode(text: bytes, file: Path) -> str:
@@ -169,49 +180,53 @@ def _decode(text: bytes, file: Path) -> str:
         ) from error
 
 
-def _check_utf8(files: list[Path], limit: int | None) -> None:
-    for _ in _read_texts(files, limit):
-        pass
-
-
-_RECORD = '{"prompt": "...", "response": "..."}'
-
-
-def _read_jsonl(files: list[Path], limit: int | None) -> Iterator[Document]:
-    """Records in file order until `limit` bytes are read. Every refusal names file and line."""
-    left = limit
+def _read_jsonl(files: list[Path], source: SourceConfig) -> Iterator[Document]:
+    """Records in file order until `max_bytes` are read."""
+    left, records = source.max_bytes, Records(source)
     for file in files:
-        text = _read(file)
-        _decode(text, file)
-        for number, line in enumerate(text.split(b"\n"), start=1):
+        try:
+            lines = file.open("rb")
+        except OSError as error:
+            raise ConfigError(f"cannot read {file}: {error.strerror}; give another file") from error
+        with lines:
+            for number, line in enumerate(lines, start=1):
+                if left is not None:
+                    left -= len(line)
+                    if left < 0:
+                        return
+                if line.strip():
+                    place = Place(file, number)
+                    yield records.read(_parse(line, place, records), place)
+
+
+def _parse(line: bytes, place: Place, records: Records) -> object:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{place}: not UTF-8 text (byte 0x{line[error.start]:02x}); convert it, for example with iconv") from error
+    except ValueError as error:
+        raise ConfigError(f"{place}: not valid JSON ({error}); write one {records.example} a line") from error
+
+
+def _read_tables(files: list[Path], source: SourceConfig) -> Iterator[Document]:
+    left, records = source.max_bytes, Records(source)
+    for file in files:
+        _check_columns(file, source)
+        for number, row in enumerate(rows(file, source.fields), start=1):
+            document = records.read(row, Place(file, number, "row"))
             if left is not None:
-                left -= len(line) + 1
+                left -= len(document.text)
                 if left < 0:
                     return
-            if line.strip():
-                yield _parse_record(line, f"{file}, line {number}")
+            yield document
 
 
-def _parse_record(line: bytes, where: str) -> Document:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid JSON ({error}); write one {_RECORD} a line") from error
-    if not isinstance(record, dict):
-        raise ConfigError(f"{where}: expected an object, got {type(record).__name__}; write one {_RECORD} a line")
-    for key in ("prompt", "response"):
-        if not isinstance(record.get(key), str):
-            problem = f"{key!r} is not text" if key in record else f"{key!r} is missing"
-            raise ConfigError(f"{where}: {problem}; write one {_RECORD} a line")
-    if not record["response"]:
-        raise ConfigError(f"{where}: 'response' is empty, there is nothing to learn; fill it or remove the line")
-    return Document(text=_utf8(record["response"], where), prompt=_utf8(record["prompt"], where))
-
-
-def _utf8(text: str, where: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON escapes may hold half of a surrogate pair
+def _check_columns(file: Path, source: SourceConfig) -> None:
+    """Of the columns only those that can matter are read: say here which there are when none of them does."""
+    fields, found = source.fields, columns(file)
+    if not {fields.response, fields.messages, fields.text} & set(found):
         raise ConfigError(
-            f"{where}: holds half of a surrogate pair (\\u{ord(text[error.start]):04x}); write the whole character"
-        ) from error
+            f"{file}: none of the columns {fields.response!r}, {fields.messages!r}, {fields.text!r} is there (found: "
+            f"{', '.join(map(repr, found[:8]))}); name yours with data.fields.prompt=... data.fields.response=..., "
+            "data.fields.messages=... or data.fields.text=..."
+        )

@@ -4,14 +4,16 @@ import hashlib
 from collections.abc import Sequence
 
 from cluster.errors import ConfigError
-from launcher.data.sources import Document
+from launcher.data.documents import Document
 
 _SCALE = float(1 << 64)
 
 
 def document_rank(document: Document) -> float:
-    """A number from 0 to 1, uniform over documents, the same for the same content."""
-    digest = hashlib.sha256(len(document.prompt).to_bytes(8, "big") + document.prompt + document.text).digest()
+    """A number from 0 to 1, uniform over documents, the same for the same words: whatever stands between them, in whichever source, and
+    whether as one text or as prompt and response.
+    """
+    digest = hashlib.sha256(b" ".join(document.text.split())).digest()
     return int.from_bytes(digest[:8], "big") / _SCALE
 
 

@@ -73,7 +73,7 @@ _ECHOES = (
     "DEADLINE_EXCEEDED",
     "PollForError",
 )
-# What a program says that loses the network or a name server.
+# What a program says that loses the network, a name server or its storage.
 _NETWORK = (
     "Network is unreachable",
     "No route to host",
@@ -81,6 +81,12 @@ _NETWORK = (
     "Temporary failure in name resolution",
     "Name or service not known",
     "failed to connect to all addresses",
+    "Connection refused",
+    "Cannot connect to host",  # aiohttp's, by which gcsfs seals checkpoints
+    "Server disconnected",
+    "Couldn't connect to server",  # libcurl's, by which TensorStore writes them
+    "the service stumbled",  # our own, of a service of Google's that stumbled for longer than we were patient (cluster/cloud_errors.py)
+    "no answer in time",
 )
 # What blames the machine and not the program (from marin-community/marin, iris/worker/tpu_health.py).
 _SICK = (

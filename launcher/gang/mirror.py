@@ -76,8 +76,8 @@ class Mirror:
             self.folder.mkdir(parents=True)
             config = self._run.config()
             if config.data is not None and (data := self._files.read(DATA)) is not None:
-                place = code.unpack(data, self._cache / "data") / Path(config.data.path or "").name
-                config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(place)))
+                sent = code.sent_paths(config.data, code.unpack(data, self._cache / "data"))
+                config = dataclasses.replace(config, data=config.data.with_paths(sent))
             (self.folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
             if self._host == 0:  # from which the best interval between checkpoints is told
                 (self.folder / "events.jsonl").write_bytes(self._files.read_grown("events.jsonl"))

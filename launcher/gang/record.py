@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from launcher.claims import Claims, Superseded
+from launcher.claims import Superseded
+from launcher.gang.desk import Desk
 from launcher.goodput import Account, Phase, goodput
-from launcher.runs import FINAL, FirstFailure, RunDirectory, RunState, RunStatus, StopRequest
+from launcher.runs import AT_REST, FINAL, FirstFailure, RunDirectory, RunState, RunStatus, StopRequest
 
 # What the training process calls its phases.
 CHILD_PHASES: Mapping[str, Phase] = {
@@ -27,13 +28,23 @@ WRITE_INTERVAL_S = 0.5
 class RunRecord:
     """Keeps a run's status and writes it: at once when the state or phase changes, else at most every `WRITE_INTERVAL_S`.
 
-    Every method that writes raises Superseded, and writes nothing, once somebody else has claimed a later attempt of the run.
+    Every method that writes raises Superseded, and writes nothing, once somebody else has claimed a later attempt of the run; and
+    Unwritten when the run directory refuses. Who enters an attempt or an end returns when that is written, or raises Unwritten.
     """
 
-    def __init__(self, directory: RunDirectory, status: RunStatus, clock: Callable[[], float], usd_per_hour: float | None) -> None:
-        """`status`: what the run's last supervisor, or who submitted it, has left. Its account goes on, without a gap."""
+    def __init__(
+        self,
+        directory: RunDirectory,
+        status: RunStatus,
+        clock: Callable[[], float],
+        usd_per_hour: float | None,
+        desk: Desk | None = None,
+    ) -> None:
+        """`status`: what the run's last supervisor, or who submitted it, has left. Its account goes on, without a gap. `desk`: by default
+        one that writes at once.
+        """
         self._directory = directory
-        self._claims = Claims(directory.files)
+        self._desk = desk or Desk(directory, status)
         self._clock = clock
         self._usd_per_hour = usd_per_hour
         self._account = Account(
@@ -49,7 +60,7 @@ class RunRecord:
         with a final state.
         """
         self._claim(fields.get("attempt", self.status.attempt))
-        if state is RunState.STOPPED and self._directory.stop_requested() is StopRequest.SUSPEND:
+        if state is RunState.STOPPED and self._desk.look_for_stop() is StopRequest.SUSPEND:
             state, fields = RunState.SUSPENDED, {**fields, "ended_at": None}
         if phase in _ACCOUNTED:
             self._pass_to(Phase(phase), self._clock())
@@ -58,10 +69,19 @@ class RunRecord:
         if changed:
             self.event("state", state=state.value, attempt=self.status.attempt, **({"reason": r} if (r := fields.get("reason")) else {}))
         self.write()
+        if state in AT_REST:
+            self._desk.flush()
+
+    def stop_requested(self) -> StopRequest | None:
+        """What the run directory said when it was last asked."""
+        return self._desk.stop_requested()
 
     def event(self, name: str, **fields: Any) -> None:
-        self._claims.check(self.status.attempt)
-        self._directory.append_event({"time": self._clock(), "event": name, **fields})
+        self._desk.append(self.status.attempt, {"time": self._clock(), "event": name, **fields})
+
+    def write_stacks(self, host: int, stacks: str) -> None:
+        """Where a process of this attempt hung."""
+        self._desk.write_stacks(self.status.attempt, host, stacks)
 
     def begin_attempt(self) -> None:
         """New training processes: nothing is done and nothing restored."""
@@ -88,6 +108,7 @@ class RunRecord:
 
     def tick(self) -> None:
         """Write the status when the last writing is long enough ago."""
+        self._desk.check()
         if self._clock() - self._written >= max(WRITE_INTERVAL_S, self._directory.poll_s):
             self.write()
 
@@ -97,7 +118,6 @@ class RunRecord:
         return self._account.seconds(now), self._account.dollars(now)
 
     def write(self) -> None:
-        self._claims.check(self.status.attempt)
         now = self._clock()
         until = self.status.ended_at if self.status.state in FINAL and self.status.ended_at is not None else now
         phases, costs = self._account.seconds(until), self._account.dollars(until)
@@ -109,11 +129,11 @@ class RunRecord:
             cost_usd=None if self._usd_per_hour is None else round(sum(costs.values()), 4),
             highest_step=self._account.highest,
         )
-        self._directory.write_status(self.status)
+        self._desk.show(self.status)
         self._written = now
 
     def _claim(self, attempt: int) -> None:
-        if attempt > self.status.attempt and not self._claims.claim(attempt, self.status.job or self.status.run_id):
+        if attempt > self.status.attempt and not self._desk.claim(attempt, self.status.job or self.status.run_id):
             raise Superseded(f"attempt {attempt} is somebody else's")
 
     def _pass_to(self, phase: Phase, when: float) -> None:
@@ -155,7 +175,7 @@ class RunRecord:
         self._set(checkpoint=event["step"])
 
     def _on_evaluation(self, event: Mapping[str, Any]) -> None:
-        self._set(**{f"held_out_{event['when']}": event["loss"]})
+        self._set(**{"held_out_before" if event["when"] == "before" else "held_out_after": event["loss"]})
 
     def _on_finished(self, event: Mapping[str, Any]) -> None:
         self._set(step=event["step"], **({"loss": event["loss"]} if event.get("loss") is not None else {}))

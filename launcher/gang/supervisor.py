@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 import ray
 
 from cluster.autoscaler import slice_resource
+from cluster.cloud_errors import CloudError
 from cluster.logs import set_up_logging
 from cluster.secret_place import SecretPlace
 from cluster.tpu.lifecycle import provisioning_limit
@@ -28,6 +30,7 @@ from launcher.claims import Claims, Superseded
 from launcher.config import RunConfig
 from launcher.gang.attempt import Attempt
 from launcher.gang.budgets import Budgets, Verdict
+from launcher.gang.desk import Desk, Unwritten
 from launcher.gang.evidence import Cause, HostFailure, is_echo
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.losses import taken_slice
@@ -52,6 +55,8 @@ STACKS_LIMIT_S = 30.0
 """How long the runners of a gang that hangs may take to look at their processes."""
 NOTICE_GRACE_S = 5.0
 """After the announced end of a host: whoever still says nothing then is gone or waits for those who are."""
+EXIT_UNFINISHED = 1
+"""The exit code of a supervisor that leaves its run to the next one."""
 POLL_S = 0.5
 """How long one look at processes and at the clock may take."""
 
@@ -184,7 +189,7 @@ class Supervisor:
         asked = StopRequest.SAVE if self._interrupted.is_set() else None
         if self._clock() - self._looked_for_stop >= self._directory.poll_s:
             self._looked_for_stop = self._clock()
-            asked = self._directory.stop_requested() or asked
+            asked = self._record.stop_requested() or asked
         if asked is StopRequest.NOW:
             return Happening.STOP_NOW
         if asked is None:
@@ -239,7 +244,7 @@ class Supervisor:
         found = self._gang.stacks(STACKS_LIMIT_S)
         for index, stacks in enumerate(found):
             if stacks is not None:
-                self._directory.write_stacks(attempt, index, stacks)
+                self._record.write_stacks(index, stacks)
         self._attempt.blame(self._attempt.hang(found, f"{words}; stacks are in logs/{attempt}/host-*.stacks"))
 
     def _judge(self) -> Happening:
@@ -365,6 +370,31 @@ def wait_for_silence(record: RunRecord, clock: Callable[[], float], sleep: Calla
         sleep(0.2)
 
 
+def watch_over(supervise: Callable[[], None], record: RunRecord, release: Callable[[], None], clear_up: Callable[[], None]) -> int:
+    """Carry a run to its end, and clear up behind it; the supervisor's exit code.
+
+    Whatever goes wrong in `supervise` ends it as FAILED, but for two things that say nothing of the run: somebody else has it now, or its
+    directory cannot be reached. Then it stays unfinished: the cluster's keeper starts a next supervisor as soon as it can read the run.
+    """
+    try:
+        supervise()
+    except Superseded as error:
+        logger.warning("ending without a word more: %s", error)
+        release()
+    except (Unwritten, CloudError) as error:
+        logger.error("the run is left unfinished, to be gone on with: %s", error)
+        release()
+        return EXIT_UNFINISHED
+    except BaseException as error:
+        # The outermost loop: whatever went wrong here must be found in the run directory, not in the log of a job that may be gone.
+        logger.exception("the supervisor failed")
+        record.enter(RunState.FAILED, "", reason=f"the supervisor failed: {type(error).__name__}: {error}", ended_at=time.time())
+        clear_up()
+        raise
+    clear_up()
+    return 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", help="a local path or gs://")
@@ -380,7 +410,8 @@ def main() -> None:
     if not Claims(directory.files).holds(arguments.job):
         logger.warning("somebody else has taken the run over; job %s does nothing", arguments.job)
         return
-    record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour)
+    desk = Desk(RunDirectory(arguments.run_dir, patience=None), status, background=True)
+    record = RunRecord(directory, replace(status, job=arguments.job), time.time, config.slices.usd_per_hour, desk)
     if status.state is RunState.QUEUED:
         record.enter(RunState.STARTING, Phase.STARTING)
     else:
@@ -396,21 +427,14 @@ def main() -> None:
         hosts_limit=provisioning_limit(config.slices.hosts),
     )
     signal.signal(signal.SIGTERM, supervisor.interrupt)
-    try:
+
+    def supervise() -> None:
         wait_for_silence(record, time.time, time.sleep)
         supervisor.run()
-    except Superseded as error:
-        logger.warning("ending without a word more: %s", error)
-        gang.release()
-        return
-    except BaseException as error:
-        # The outermost loop: whatever went wrong here must be found in the run directory, not in the log of a job that may be gone.
-        logger.exception("the supervisor failed")
-        record.enter(RunState.FAILED, "", reason=f"the supervisor failed: {type(error).__name__}: {error}", ended_at=time.time())
-        raise
-    finally:
-        settle(directory, RunIndex(arguments.index))
+
+    code = watch_over(supervise, record, gang.release, lambda: settle(directory, RunIndex(arguments.index)))
     print(json.dumps({"run": directory.run_id, "state": record.status.state}))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

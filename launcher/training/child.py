@@ -83,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             tell(error, reporter)
         opened.close()  # after the telling: it may wait for peers that are gone
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
 
 def run_users(program: Entrypoint, run_dir: Path, reporter: Reporter) -> NoReturn:
@@ -95,10 +93,16 @@ def run_users(program: Entrypoint, run_dir: Path, reporter: Reporter) -> NoRetur
         run_program(program, Path(os.environ["PODLAUNCH_USER_CODE"]), work, reporter)
     except ProgramFailed as failed:
         reporter.emit("error", error=str(failed))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(failed.code)
+        leave(failed.code)
     sys.exit(EXIT_DONE)
+
+
+def leave(code: int) -> NoReturn:
+    """End at once, whatever becomes of the last words: the disk of the log may be full."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def run(
@@ -150,8 +154,9 @@ def peak_flops() -> float | None:
 
 
 def tell(error: Exception, reporter: Reporter) -> None:
-    traceback.print_exception(error)
     reporter.emit("error", error=one_line(error))
+    with contextlib.suppress(OSError):  # the disk of the log may be what is full; what counts is told
+        traceback.print_exception(error)
 
 
 def die_with_parent() -> None:

@@ -6,8 +6,10 @@ What it leaves in `output`: metrics.jsonl, tensorboard/, checkpoints/<step>/, an
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +20,8 @@ from launcher.config import TrainingConfig
 from launcher.curve import meaning_of
 from launcher.data.batches import EvalBatches, TrainBatches
 from launcher.data.cache import PackedData, open_packed
-from launcher.data.tokenizer import ByteTokenizer, Tokenizer
+from launcher.data.hf_tokenizer import open_tokenizer
+from launcher.data.tokenizer import Tokenizer
 from launcher.runs import RunDirectory
 from launcher.training.checkpoint import FOLDER, Checkpoints
 from launcher.training.export import export_model
@@ -76,7 +79,7 @@ class TrainingJob:
         self.peak_flops, self.allow, self.may_publish = peak_flops, allow, may_publish
         self.checkpoints = checkpoints or str(output / FOLDER)
         self.reporter = reporter or SilentReporter()
-        self.tokenizer: Tokenizer = ByteTokenizer()
+        self.tokenizer: Tokenizer = open_tokenizer(config.data.tokenizer)
         self._open = contextlib.ExitStack()
         self._ready: _Prepared | None = None
 
@@ -121,7 +124,7 @@ class TrainingJob:
         loss = self._loop(ready, first).run(first)
         self._phase("saving")
         ready.checkpoints.save(int(ready.state.step), ready.state)
-        after = self._evaluate("after", trainer.steps)
+        after = self._evaluate("after", int(ready.state.step))
         self._phase("saving")
         ready.checkpoints.wait()
         self._phase("exporting")
@@ -151,6 +154,7 @@ class TrainingJob:
         self._phase("data")
         data = open_packed(self.config.data, self.tokenizer, self.config.trainer.seq_len)
         check_same("the training data", data.key)
+        self.reporter.emit("data", parts=data.about["parts"], held_out=data.about["held_out"])
         return data
 
     def _checkpoints(self, data: PackedData) -> Checkpoints:
@@ -167,6 +171,7 @@ class TrainingJob:
             batches=TrainBatches(ready.data.train, self.config.trainer.batch_size, self.config.trainer.seed),
             ready=ready,
             saving=make_saving(every, first, agree=from_main, cost=lambda: ready.checkpoints.cost, history=history),
+            evaluate=partial(self._evaluate, "during"),
             reporter=self.reporter,
             peak_flops=self.peak_flops,
         )
@@ -181,6 +186,8 @@ class TrainingJob:
             sums = ready.steps.evaluate(ready.state.params, put_batch(batches, k, ready.layout))
             total, count = total + float(sums[0]), count + float(sums[1])
         loss = total / max(count, 1.0)
+        if not math.isfinite(loss):
+            raise NonFinite(f"the held-out loss is {loss} at step {step}; lower trainer.lr, then start again")
         self.reporter.emit("evaluation", when=when, step=step, loss=loss)
         if ready.metrics:
             ready.metrics.evaluation(step, loss)

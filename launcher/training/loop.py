@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from launcher.training.step import CompiledSteps, StepMetrics, put_batch
 CHECKED_BEHIND = 2
 """So many steps after it was started a step's loss is looked at: late enough that the device never waits for the host."""
 
-ROWS_TOLD = 64
+PLACES_TOLD = 64
 
 
 class Preempted(Exception):
@@ -58,6 +59,8 @@ class Loop:
     batches: TrainBatches
     ready: LoopState
     saving: Saving
+    evaluate: Callable[[int], object]
+    """Called with the steps that are done, when trainer.eval_every says so; every process calls it."""
     reporter: Reporter
     peak_flops: float | None
     """Sum over all chips, FLOP/s."""
@@ -96,14 +99,19 @@ class Loop:
                 jax.block_until_ready((ready.state, metrics))  # type: ignore[no-untyped-call]  # JAX's
                 steps.done()
             save = self.saving.due(step) and step < trainer.steps
+            evaluate = trainer.eval_every is not None and step % trainer.eval_every == 0 and step < trainer.steps
+            interrupted = save or evaluate
             self._unchecked.append((step, metrics))
-            self._check(up_to=step if save or self._wait_each or self._is_logged(step) else step - CHECKED_BEHIND)
+            self._check(up_to=step if interrupted or self._wait_each or self._is_logged(step) else step - CHECKED_BEHIND)
             record = self._record(step, metrics) if self._is_logged(step) else None
             loss = record.loss if record else loss
-            self._report(step, record, stall.seconds, told=save)
+            self._report(step, record, stall.seconds, told=interrupted)
             if save:
                 self.reporter.emit("phase", phase="saving")
                 ready.checkpoints.save(step, ready.state)
+            if evaluate:
+                self.evaluate(step)
+            if interrupted:
                 self.reporter.emit("phase", phase="training")
                 stall.resume()
             ready.checkpoints.poll()
@@ -124,12 +132,12 @@ class Loop:
 
     def _describe(self, step: int, name: str, value: float) -> str:
         good = self.ready.checkpoints.newest
-        rows = ", ".join(map(str, self.batches.ids(step - 1)[:ROWS_TOLD]))
-        more = ", ..." if self.batches.batch_size > ROWS_TOLD else ""
+        places = self.batches.places(step - 1)
+        told = "; ".join(places[:PLACES_TOLD]) + ("; ..." if len(places) > PLACES_TOLD else "")
         kept = "no checkpoint was made yet" if good is None else f"checkpoint {good} is from before it"
         return (
-            f"{name} is {value} at step {step}, training stopped; its batch is rows {rows}{more} of the packed training data; {kept}; "
-            "lower trainer.lr or trainer.max_grad_norm, or take these rows out, then go on with run.resume=true run.allow=[optimizer,data]"
+            f"{name} is {value} at step {step}, training stopped; the documents of its batch begin at {told}; {kept}; "
+            "lower trainer.lr or trainer.max_grad_norm, or mend these, then go on with run.resume=true run.allow=[optimizer,data]"
         )
 
     def _is_logged(self, step: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Self
 
 from tensorboardX import SummaryWriter
 
+from launcher.perplexity import perplexity
 from launcher.training.rows import Rows
 
 
@@ -46,7 +47,11 @@ class MetricsWriter:
         self._board.flush()
 
     def evaluation(self, step: int, loss: float) -> None:
-        self._board.add_scalar("held_out/loss", loss, step)
+        """`loss`: mean nats per learned token of the held-out batches, after `step` steps. Its row has no other measurement."""
+        values = {"held_out_loss": loss, "held_out_perplexity": perplexity(loss)}
+        self._rows.write({"step": step, "attempt": self._attempt, "time": time.time(), **values})
+        for name, value in values.items():
+            self._board.add_scalar(name.replace("_out_", "_out/"), value, step)
         self._board.flush()
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ Its working directory, work/host-<i> in the run directory, gets a copy of the co
 The folder of the program stands first on its path as always, so that no module of ours shadows one of the user's.
 """
 
+import contextlib
 import os
 import runpy
 import shutil
@@ -54,7 +55,8 @@ def run_program(program: Entrypoint, code: Path, work: Path, reporter: Reporter)
     except SystemExit as end:
         _check(end)
     except BaseException as error:  # noqa: BLE001  # the outermost frame of the user's program, as the interpreter is otherwise
-        traceback.print_exception(type(error), error, _theirs(error.__traceback__))
+        with contextlib.suppress(OSError):  # the disk of the log may be what is full; what counts is raised
+            traceback.print_exception(type(error), error, _theirs(error.__traceback__))
         raise ProgramFailed(1, " ".join(f"{type(error).__name__}: {error}".split())) from None
 
 

@@ -19,8 +19,10 @@ class Rows:
                 self._file.write(b"\n")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Raises ValueError for a number that is not finite: JSON has none."""
-        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        """Raises ValueError for a number that is not finite: JSON has none. OSError when it cannot be written, which may leave a part."""
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        while line:
+            line = line[self._file.write(line) :]  # a disk that is nearly full takes the beginning, and refuses the rest
 
     def close(self) -> None:
         self._file.close()

@@ -68,7 +68,7 @@ def put_batch(source: TrainBatches | EvalBatches, step: int, layout: Layout) -> 
         return read[start, stop]
 
     def put(field: str) -> jax.Array:
-        shape = (source.batch_size, source.data.tokens.shape[1] - 1)
+        shape = (source.batch_size, source.seq_len)
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray[Any, Any]:
             assert index is not None  # the shape is static

@@ -1,10 +1,15 @@
 """Faults while runs train: an emulated cluster for all that befalls hosts, one for slices, both apart from that of the integration tests.
 
-`--chaos=full` runs every test; without it the ones that take longest, or show what another one shows too, are left out. What each fault
-cost is printed at the end.
+`--chaos=full` runs every test, with `-n 2 --dist loadfile` two files at a time; without it the ones that take longest, or show what another
+one shows too, are left out. What each fault cost is printed at the end.
 """
 
 import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +20,7 @@ import psutil
 import pytest
 
 from cluster.local import ask_emulator
-from launcher.runs import RunDirectory
+from launcher.runs import Recoveries, RunDirectory, RunState
 from tests.integration.conftest import Home, eventually, launch_command, make_home
 
 STEPS = 40
@@ -33,17 +38,27 @@ class Mended:
     """Until the first step on what took the place of what was lost."""
 
 
-_ACCOUNT = pytest.StashKey[list[Mended]]()
+@dataclass(frozen=True)
+class Outcome:
+    """What a run comes to."""
+
+    losses: dict[int, float]
+    """By step."""
+    parameters: str
+    """A checksum."""
+
+
+_PROPERTY = "mended"
 
 
 class Account:
-    """Where tests write down how long it took."""
+    """Where a test writes down how long it took."""
 
-    def __init__(self, lines: list[Mended]) -> None:
-        self._lines = lines
+    def __init__(self, properties: list[tuple[str, object]]) -> None:
+        self._properties = properties
 
     def add(self, fault: str, *, seen: float | None, working: float) -> None:
-        self._lines.append(Mended(fault, seen, working))
+        self._properties.append((_PROPERTY, dataclasses.asdict(Mended(fault, seen, working))))
 
     @contextlib.contextmanager
     def recovery(self, fault: str, run: "Run", attempt: int) -> Iterator[None]:
@@ -57,13 +72,28 @@ class Account:
         self.add(fault, seen=failed - struck, working=working - struck)
 
 
+@pytest.fixture(scope="session")
+def chaos_seed(request: pytest.FixtureRequest) -> int:
+    """Of the first random schedule; the others follow it."""
+    given: int | None = request.config.getoption("--chaos-seed")
+    return random.randrange(1 << 16) if given is None else given
+
+
 @pytest.fixture
 def account(request: pytest.FixtureRequest) -> Account:
-    return Account(request.config.stash.setdefault(_ACCOUNT, []))
+    return Account(request.node.user_properties)  # they come with the test's report, also from another process
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(_ACCOUNT, [])
+_mended: list[Mended] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call":
+        _mended.extend(Mended(**value) for name, value in report.user_properties if name == _PROPERTY and isinstance(value, dict))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = _mended
     if not lines:
         return
     width = max(len(line.fault) for line in lines)
@@ -99,6 +129,32 @@ class Cluster:
         """The one process of that host whose command line holds `words`."""
         (found,) = [process for process in self.home.processes() if _is(process, f"host-{self.disk(worker).name}", words)]
         return found
+
+    def children(self, run: "Run", attempt: int) -> dict[int, psutil.Process]:
+        """The training processes of a run's attempt, by host, unless they were spares."""
+        found = {}
+        for process in self.home.processes():
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if "launcher.training.child" in words and _follows(words, "--run", run.directory.url, "--attempt", str(attempt)):
+                    found[int(process.environ()["PODLAUNCH_PROCESS_ID"])] = process
+        return found
+
+    def supervisors(self, run: "Run") -> list[psutil.Process]:
+        """The driver of the run's job, and the shell that is its parent where there is one."""
+        found = []
+        for process in self.home.processes():
+            with contextlib.suppress(psutil.Error):
+                words = " ".join(process.cmdline())
+                if "launcher.gang.supervisor" in words and run.directory.url in words:
+                    found.append(process)
+        return found
+
+    @property
+    def storage(self) -> str:
+        """Where the emulated Cloud Storage answers."""
+        found = json.loads((self.home.state / "emulator" / "endpoint.json").read_text())
+        return str(found["storage"])
 
     def kill_raylet(self, worker: int) -> None:
         self.host_process(worker, "raylet/raylet ").kill()
@@ -139,6 +195,12 @@ def _is(process: psutil.Process, owner: str, words: str) -> bool:
         return False
 
 
+def _follows(words: list[str], *options: str) -> bool:
+    """Whether the command line holds each of these options with its value."""
+    given = set(itertools.pairwise(words))
+    return all(pair in given for pair in zip(options[::2], options[1::2], strict=True))
+
+
 @dataclass(frozen=True)
 class Run:
     directory: RunDirectory
@@ -148,6 +210,21 @@ class Run:
     def step(self) -> int:
         status = self.directory.status()
         return 0 if status is None else status.step
+
+    @property
+    def phase(self) -> str:
+        status = self.directory.status()
+        return "" if status is None else status.phase
+
+    @property
+    def checkpoints(self) -> set[int]:
+        """Those that it has told of."""
+        return {event["step"] for event in self.events("checkpoint")}
+
+    @property
+    def restored(self) -> list[int]:
+        """The steps that its attempts went on from, those that began at 0 left out."""
+        return [event["step"] for event in self.events("restored")]
 
     @property
     def slices(self) -> list[str]:
@@ -176,6 +253,15 @@ class Run:
 
         eventually(done, f"{what} of {self.directory.run_id}")
 
+    def parameters(self) -> str:
+        """Of the model that it has made: the checksum of its weights as they are, which the file holds in the compute type, float32."""
+        weights = self.directory.files.read("export/model.safetensors")
+        assert weights is not None
+        return hashlib.sha256(weights).hexdigest()
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.losses(0), self.parameters())
+
     def reaches(self, step: int, attempt: int) -> None:
         self.until(lambda: step in self.losses(attempt), f"step {step} of attempt {attempt}")
 
@@ -198,8 +284,22 @@ def cluster(home: Home) -> Cluster:
 
 
 @pytest.fixture(scope="package")
-def undisturbed(cluster: Cluster) -> dict[int, float]:
-    """The losses of a run to which nothing happened."""
+def undisturbed(cluster: Cluster) -> Outcome:
+    """Of a run to which nothing happened."""
     run = cluster.start("undisturbed", until=1)
     run.end()
-    return run.losses(0)
+    return run.outcome()
+
+
+def check_end(run: Run, undisturbed: Outcome, **recoveries: int) -> None:
+    """It SUCCEEDED after so many recoveries of each cause; every step of every attempt came out as in the run to which nothing happened,
+    none is missing, and so did the model, bit by bit.
+    """
+    status = run.directory.status()
+    assert status is not None
+    assert (status.state, status.recoveries) == (RunState.SUCCEEDED, Recoveries(**recoveries)), run.events("failure")
+    attempts = [run.losses(attempt) for attempt in range(status.attempt + 1)]
+    assert {step for losses in attempts for step in losses} == set(undisturbed.losses)
+    for losses in attempts:
+        assert losses == {step: undisturbed.losses[step] for step in losses}
+    assert run.parameters() == undisturbed.parameters

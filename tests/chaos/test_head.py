@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from launcher.runs import RunState
-from tests.chaos.conftest import Account, Cluster, Run
+from tests.chaos.conftest import Account, Cluster, Outcome, Run
 from tests.integration.conftest import Home, eventually, make_home
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,11 +35,11 @@ def fleet() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def expected(fleet: Cluster) -> dict[int, float]:
-    """The losses of a run to which nothing happened."""
+def expected(fleet: Cluster) -> Outcome:
+    """Of a run to which nothing happened."""
     run = start(fleet, "undisturbed")
     run.end()
-    return run.losses(0)
+    return run.outcome()
 
 
 def start(fleet: Cluster, name: str, *, until: int = 0) -> Run:
@@ -50,11 +50,7 @@ def start(fleet: Cluster, name: str, *, until: int = 0) -> Run:
 
 
 def reaches(run: Run, step: int) -> None:
-    run.until(lambda: step in run.losses(0) and step // EVERY * EVERY in checkpoints(run), f"step {step}")
-
-
-def checkpoints(run: Run) -> set[int]:
-    return {event["step"] for event in run.events("checkpoint")}
+    run.until(lambda: step in run.losses(0) and step // EVERY * EVERY in run.checkpoints, f"step {step}")
 
 
 def ray_of_the_head(home: Home) -> list[psutil.Process]:
@@ -85,11 +81,6 @@ def kill(processes: list[psutil.Process]) -> float:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     return time.time()
-
-
-def supervisors(run: Run, home: Home) -> list[psutil.Process]:
-    """The driver, and the shell that is its parent where there is one."""
-    return [one for one in home.processes() if "launcher.gang.supervisor" in words(one) and str(run.directory.path) in words(one)]
 
 
 def agent(home: Home) -> psutil.Process:
@@ -137,11 +128,12 @@ def check_never_twice(run: Run, watch: Watch, attempts: int) -> None:
     assert [row["attempt"] for row in rows] == sorted(row["attempt"] for row in rows)
 
 
-def check_losses(run: Run, expected: dict[int, float], attempts: int) -> None:
+def check_losses(run: Run, expected: Outcome, attempts: int) -> None:
     found = [run.losses(attempt) for attempt in range(attempts)]
     assert sorted({step for losses in found for step in losses}) == list(range(1, STEPS + 1)), "no gap"
     for losses in found:
-        assert losses == {step: expected[step] for step in losses}
+        assert losses == {step: expected.losses[step] for step in losses}
+    assert run.parameters() == expected.parameters
     for losses in found[1:]:
         assert min(losses) % EVERY == 1, "behind a checkpoint"
         assert min(losses) > 1, "not from the beginning"
@@ -156,7 +148,7 @@ def back_after(run: Run, killed: float, fault: str, account: Account) -> float:
     return took
 
 
-def check_end(run: Run, expected: dict[int, float], watch: Watch) -> None:
+def check_end(run: Run, expected: Outcome, watch: Watch) -> None:
     """SUCCEEDED after exactly one loss of its supervisor."""
     status = run.directory.status()
     assert status is not None
@@ -168,9 +160,7 @@ def check_end(run: Run, expected: dict[int, float], watch: Watch) -> None:
 
 
 @pytest.mark.long
-def test_two_runs_go_on_from_their_checkpoints_after_rays_head_was_killed(
-    fleet: Cluster, expected: dict[int, float], account: Account
-) -> None:
+def test_two_runs_go_on_from_their_checkpoints_after_rays_head_was_killed(fleet: Cluster, expected: Outcome, account: Account) -> None:
     with Watch() as watch:
         runs = [start(fleet, name) for name in ("one", "two")]
         for run in runs:
@@ -188,17 +178,17 @@ def test_two_runs_go_on_from_their_checkpoints_after_rays_head_was_killed(
 
 
 @pytest.mark.long
-def test_a_run_goes_on_after_its_supervisor_was_killed(fleet: Cluster, expected: dict[int, float], account: Account) -> None:
+def test_a_run_goes_on_after_its_supervisor_was_killed(fleet: Cluster, expected: Outcome, account: Account) -> None:
     with Watch() as watch:
         run = start(fleet, "unsupervised", until=13)
-        killed = kill(supervisors(run, fleet.home))
+        killed = kill(fleet.supervisors(run))
         back_after(run, killed, "supervisor killed", account)
         run.end()
     check_end(run, expected, watch)
 
 
 @pytest.mark.long
-def test_a_killed_head_agent_costs_nothing_and_the_next_start_takes_its_ray_over(fleet: Cluster, expected: dict[int, float]) -> None:
+def test_a_killed_head_agent_costs_nothing_and_the_next_start_takes_its_ray_over(fleet: Cluster, expected: Outcome) -> None:
     run = start(fleet, "agentless", until=13)
     ray = {process for process in ray_of_the_head(fleet.home) if "gcs_server" in words(process) or "raylet/raylet" in words(process)}
     agent(fleet.home).send_signal(signal.SIGKILL)
@@ -214,7 +204,7 @@ def test_a_killed_head_agent_costs_nothing_and_the_next_start_takes_its_ray_over
 
 @pytest.mark.long
 def test_a_head_that_died_altogether_is_brought_back_by_the_next_start_and_its_run_goes_on(
-    fleet: Cluster, expected: dict[int, float], account: Account
+    fleet: Cluster, expected: Outcome, account: Account
 ) -> None:
     with Watch() as watch:
         run = start(fleet, "headless", until=13)
@@ -237,7 +227,7 @@ def test_a_head_that_died_altogether_is_brought_back_by_the_next_start_and_its_r
 
 
 @pytest.mark.long
-def test_a_stopped_cluster_brings_no_run_back_unless_its_runs_were_kept(fleet: Cluster, expected: dict[int, float]) -> None:
+def test_a_stopped_cluster_brings_no_run_back_unless_its_runs_were_kept(fleet: Cluster, expected: Outcome) -> None:
     home = fleet.home
     given_up = start(fleet, "given-up", until=13)
     stopped = home.tpu("stop", "-y")
@@ -265,6 +255,7 @@ def test_a_stopped_cluster_brings_no_run_back_unless_its_runs_were_kept(fleet: C
     assert attached.returncode == 0, attached.stdout
     assert home.status("kept").recoveries.total == 0
     found = {**kept.losses(0), **kept.losses(home.status("kept").attempt)}
-    assert found == expected
+    assert found == expected.losses
+    assert kept.parameters() == expected.parameters
     assert min(kept.losses(home.status("kept").attempt)) == status.step + 1, "not a step was lost"
     assert home.status("given-up").state is RunState.STOPPED

@@ -17,7 +17,7 @@ SETTINGS = ("cluster.head=vm", f"run.root={ROOT}", "trainer=debug", "trainer.eva
 
 
 def losses(run: RunDirectory, attempt: int) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in run.metrics() if row["attempt"] == attempt}
+    return {row["step"]: row["loss"] for row in run.metrics() if row["attempt"] == attempt and "loss" in row}
 
 
 def training_process(home: Home, process_id: str) -> psutil.Process:

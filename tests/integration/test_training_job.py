@@ -20,7 +20,7 @@ from launcher.training.checkpoint import CheckpointError
 from launcher.training.job import NonFinite, TrainingJob, TrainingResult
 from launcher.training.manifest import verify
 from launcher.training.storage import LocalStorage
-from tests.integration.training_gang import Gang, metrics, write_config
+from tests.integration.training_gang import Gang, evaluations, metrics, write_config
 
 
 class Recorder:
@@ -97,6 +97,25 @@ def test_a_job_leaves_metrics_checkpoints_tensorboard_and_export(tmp_path: Path)
     assert result.held_out_after < result.held_out_before - 1
 
 
+def test_evaluation_every_so_many_steps_is_recorded_and_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    run = write_config(tmp_path / "run", eval_every=3)
+    result, recorder = train(run)
+    events = recorder.named("evaluation")
+    assert [(event["when"], event["step"]) for event in events] == [("before", 0), ("during", 3), ("during", 6), ("after", 8)]
+    rows = evaluations(run)
+    assert [row["step"] for row in rows] == [0, 3, 6, 8]
+    assert [row["held_out_loss"] for row in rows] == [event["loss"] for event in events]
+    assert rows[-1]["held_out_loss"] == result.held_out_after
+    assert rows[-1]["held_out_perplexity"] == pytest.approx(np.exp(result.held_out_after))
+    assert [row["loss"] for row in metrics(run)] == [row["loss"] for row in metrics(finished)]
+    phases = [event["phase"] for event in recorder.named("phase")]
+    assert phases[5:12] == ["training", "saving", "evaluating", "training", "saving", "evaluating", "training"]
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [scalar.step for scalar in board.Scalars("held_out/perplexity")] == [0, 3, 6, 8]
+    recorder = train(copy(run, tmp_path / "again", steps=9), attempt=1)[1]
+    assert [(event["when"], event["step"]) for event in recorder.named("evaluation")] == [("after", 9)]
+
+
 def test_a_small_learning_rate_still_lowers_the_held_out_loss(tmp_path: Path) -> None:
     result, _ = train(write_config(tmp_path / "run", lr=1e-5, steps=12))
     assert result.held_out_before is not None
@@ -170,8 +189,9 @@ def test_a_torn_last_line_of_metrics_does_not_swallow_the_next(finished: Path, t
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "att')
     train(run, attempt=1)
-    last = (run / "metrics.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last)["step"] == 10
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    torn = lines.index('{"step": 9, "att')
+    assert [json.loads(line)["step"] for line in lines[torn + 1 :]] == [9, 10, 10]
 
 
 def test_cleanup_may_be_called_at_any_time_and_twice(tmp_path: Path) -> None:
@@ -213,15 +233,16 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rows_and_the_last_checkpoi
         train(run)
     line = str(caught.value)
     found = re.fullmatch(
-        r"(loss|grad_norm) is (nan|inf) at step (\d+), training stopped; its batch is rows ([\d, ]+) of .*; "
+        r"(loss|grad_norm) is (nan|inf) at step (\d+), training stopped; the documents of its batch begin at (.*); "
         r"checkpoint (\d+) is from before it; .*run.resume=true run.allow=\[optimizer,data\]",
         line,
     )
     assert found, line
-    step, rows, good = int(found[3]), found[4].split(", "), int(found[5])
-    assert len(rows) == 8
+    step, places, good = int(found[3]), found[4].split("; "), int(found[5])
     assert good == step - 1
     config = training(run)
     data = open_packed(config.data, ByteTokenizer(), config.trainer.seq_len)
-    assert [int(row) for row in rows] == TrainBatches(data.train, 8, config.trainer.seed).ids(step - 1)
+    expected = TrainBatches(data.train, 8, config.trainer.seed).places(step - 1)
+    assert places == expected
+    assert re.fullmatch(r"\w+\.py, line 1", places[0])
     assert verify(LocalStorage(run / "checkpoints"), str(good)) is None

@@ -35,6 +35,16 @@ def write_config(run_dir: Path, **trainer: Any) -> Path:
 
 
 def metrics(run_dir: Path) -> list[Event]:
+    """Rows of logged steps."""
+    return [row for row in _rows(run_dir) if "loss" in row]
+
+
+def evaluations(run_dir: Path) -> list[Event]:
+    """Rows of evaluations."""
+    return [row for row in _rows(run_dir) if "held_out_loss" in row]
+
+
+def _rows(run_dir: Path) -> list[Event]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 

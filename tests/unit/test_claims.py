@@ -1,5 +1,6 @@
 """Who may write a run, and what becomes of those who may not any more."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -120,6 +121,15 @@ def test_a_run_that_somebody_ends_is_left_by_whoever_had_it(run: RunDirectory, i
     end_run(run, RunState.FAILED, "too late", index)
     again = run.status()
     assert again == status
+
+
+def test_a_supervisor_whose_words_may_have_waited_is_given_time_from_its_successors_claim_on(run: RunDirectory, index: RunIndex) -> None:
+    record(run, updated_at=900.0).write()
+    run.files.unheard_s = math.inf  # as on gs://
+    end_run(run, RunState.STOPPED, "cluster 'c' was stopped", index, lambda: 2000.0)
+    status = run.status()
+    assert status is not None
+    assert status.quiet_at == 2000.0 + SILENCE_S
 
 
 def test_a_suspended_run_keeps_its_entry_and_no_secret(run: RunDirectory, index: RunIndex, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
+from launcher.data.cache import ranks_of
 from launcher.data.config import DataConfig
-from launcher.data.sources import Document, check_source, read_documents, split_lines
+from launcher.data.documents import response
+from launcher.data.sources import read_documents, split_lines
 
 
 def jsonl(path: Path, *records: object) -> DataConfig:
@@ -20,12 +22,9 @@ def jsonl(path: Path, *records: object) -> DataConfig:
 
 def refused(config: DataConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_source(config)
+        ranks_of(config)
     text = str(caught.value)
     assert "\n" not in text
-    with pytest.raises(ConfigError) as again:
-        list(read_documents(config))
-    assert again.value.args
     return text
 
 
@@ -37,7 +36,6 @@ def test_stdlib_is_real_python_capped_and_in_a_fixed_order() -> None:
     assert documents == list(read_documents(config))
     for document in documents[:-1]:
         compile(document.text, "a document", "exec", dont_inherit=True)
-    assert check_source(config).size == 200_000
 
 
 def test_stdlib_leaves_out_tests_and_packages() -> None:
@@ -97,8 +95,8 @@ def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_jsonl_records_become_prompt_and_text(tmp_path: Path) -> None:
     config = jsonl(tmp_path / "a.jsonl", {"prompt": "2+2=", "response": "4", "source": "ignored"}, {"prompt": "", "response": "ß"})
-    assert list(read_documents(config)) == [Document(b"4", b"2+2="), Document("ß".encode())]
-    assert check_source(config).records == 2
+    assert list(read_documents(config)) == [response(b"2+2=", b"4"), response(b"", "ß".encode())]
+    assert [str(document.place) for document in read_documents(config)] == [f"{config.path}, line 1", f"{config.path}, line 2"]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def check_tpu(words: list[str]) -> None:
     """Raises AssertionError for a verb or an option that does not exist, ConfigError for a wrong setting."""
     command: Any = typer.main.get_command(app)
     while words and hasattr(command, "commands"):
+        if words[0].endswith(".yaml") and command.name == "train":  # means `run`
+            words = ["run", *words]
         assert words[0] in command.commands, f"there is no `tpu ... {words[0]}`"
         command, words = command.commands[words[0]], words[1:]
     options = {name: option for option in command.params for name in (*option.opts, *option.secondary_opts) if name.startswith("-")}

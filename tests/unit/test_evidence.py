@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cloud_errors import DeadlineExceededError
+from cluster.storage import STORAGE
 from launcher.gang.evidence import Cause, HostFailure, classify, first_error
 from launcher.gang.memory import OomWatch
 
@@ -27,6 +29,8 @@ def test_the_first_cause_wins_over_its_echoes(failures: list[HostFailure], host:
     assert (first.host, found) == (host, cause)
 
 
+UNWRITTEN = "checkpoint 20 could not be written to gs://b/r (the last good one is 10)"
+AWAY = DeadlineExceededError("Timeout of 120.0s exceeded", service=STORAGE, resource="gs://b/r/claims/1.json")
 NOTICE = HostFailure("s0/0", 9.0, None, "the cloud announced: preempted", preempted=True)
 SICK = HostFailure("s0/1", 11.0, 1, "RuntimeError", sick="TPU initialization failed")
 
@@ -45,6 +49,8 @@ SICK = HostFailure("s0/1", 11.0, 1, "RuntimeError", sick="TPU initialization fai
         (HostFailure("h", 0.0, 1, "CheckpointError: RESOURCE_EXHAUSTED: No space left on device"), Cause.APPLICATION),
         (HostFailure("h", 0.0, 1, "RESOURCE_EXHAUSTED: Quota exceeded for quota metric"), Cause.APPLICATION),
         (HostFailure("h", 0.0, 1, "OSError: [Errno 113] No route to host"), Cause.INFRASTRUCTURE),
+        (HostFailure("h", 0.0, 1, f"{UNWRITTEN}: Cannot connect to host a:443 ssl:default [Connect call failed]"), Cause.INFRASTRUCTURE),
+        (HostFailure("h", 0.0, 1, f"{UNWRITTEN}: {AWAY}"), Cause.INFRASTRUCTURE),
         (HostFailure("h", 0.0, 1, "XlaRuntimeError: DEADLINE_EXCEEDED: Barrier timed out"), Cause.INFRASTRUCTURE),
         (HostFailure("h", 0.0, 1, "x", sick="open(/dev/vfio/0): Device or resource busy"), Cause.INFRASTRUCTURE),
         (HostFailure("h", 0.0, 3, ""), Cause.APPLICATION),

@@ -12,6 +12,7 @@ from launcher.follow import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, follow
 from launcher.runs import FirstFailure, Recoveries, RunDirectory, RunState, RunStatus
 
 Action = Callable[[], None]
+COUNTS = {"documents": 1200, "tokens": 34567, "rows": 99, "cut": 3}
 
 
 def status(state: RunState, **more: object) -> RunStatus:
@@ -54,8 +55,10 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
         run,
         lambda: run.write_status(status(RunState.STARTING, phase="waiting for capacity")),
         lambda: run.append_event({"time": 120.0, "event": "hosts", "hosts": ["s/0", "s/1"]}),
+        lambda: run.append_event({"time": 125.0, "event": "data", "parts": {"data": COUNTS}, "held_out": COUNTS}),
         metric(run, 5, 2.25),
         lambda: run.append_event({"time": 140.0, "event": "checkpoint", "step": 5}),
+        lambda: run.append_event({"time": 141.0, "event": "evaluation", "when": "during", "step": 5, "loss": 2.5}),
         lambda: run.write_status(
             status(
                 RunState.SUCCEEDED,
@@ -76,11 +79,14 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
     for line in (
         "01:00  waiting for capacity",
         "00:20  2 hosts: s/0, s/1",
+        "00:25  data: 1,200 documents, 34,567 tokens in 99 sequences; 1,200 documents held out; "
+        "6 documents are longer than trainer.seq_len and are cut",
         "00:30  step 5/10  loss 2.2500  1,234 tokens/s",
         "00:40  checkpoint of step 5",
+        "00:41  held-out loss after step 5: 2.5000 nat a token, perplexity 12.18",
         "result      SUCCEEDED after 01:05",
         "training    step 10 of 10, loss 2.0000",
-        "held out    5.0000 nat a token before, 3.0000 after",
+        "held out    5.0000 nat a token before, 3.0000 after; perplexity 148.4 and 20.09",
         "recoveries  1 (1 infrastructure)",
         "time        training 50.0 s, compiling 10.0 s",
         "goodput     83.3% of 01:00 trained something new",

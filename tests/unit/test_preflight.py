@@ -62,7 +62,7 @@ def test_an_unfinished_run_is_neither_started_twice_nor_resumed(tmp_path: Path, 
     [
         ({"model": {"variant": "gemma3-270m"}}, "model.variant from gemma3-nano to gemma3-270m", "model"),
         ({"trainer": {"seed": 7}}, "trainer.seed from 0 to 7", "seed"),
-        ({"data": {"source": "python_stdlib", "max_bytes": 9}}, "data.max_bytes from None to 9", "data"),
+        ({"data": {"source": "python_stdlib", "max_bytes": 90_000}}, "data.max_bytes from None to 90000", "data"),
     ],
 )
 def test_a_resume_with_other_settings_is_refused_unless_it_is_allowed(

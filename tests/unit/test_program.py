@@ -182,3 +182,14 @@ def test_the_helper_is_light() -> None:
     imported = json.loads(out)
     assert [name for name in imported if name.split(".")[0] == "launcher"] == ours
     assert not {"jax", "ray", "yaml", "cluster", "numpy"} & set(imported)
+
+
+def test_an_error_is_told_although_the_log_takes_no_word_more(run_dir: Path) -> None:
+    program = (
+        "import resource\nprint('the last word', flush=True)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))\nraise ValueError('what happened')\n"
+    )
+    events, log = run(run_dir, program)
+    assert log == "the last word\n"
+    assert [event["error"] for event in events if event["event"] == "error"] == ["ValueError: what happened"]
+    assert events[-1]["code"] == 1

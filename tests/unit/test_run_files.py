@@ -1,6 +1,7 @@
 """The files of a run directory: the same contract below a folder and below gs://."""
 
 import itertools
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from cluster.cloud_errors import NotFoundError
 from cluster.errors import ConfigError, PodlaunchError
 from cluster.storage import split_url
 from launcher.compose import compose_config, load
-from launcher.run_files import ObjectFiles, RunFiles, RunRoot, open_files
+from launcher.run_files import LocalFiles, ObjectFiles, RunFiles, RunRoot, open_files
 from launcher.runs import RunDirectory, RunState, RunStatus, find_run, list_runs
 
 
@@ -115,3 +116,17 @@ def test_a_bucket_that_is_not_there_is_named(endpoint: str) -> None:
 def test_what_is_no_place_of_cloud_storage_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="gs://<bucket>"):
         split_url(url)
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_not_there_at_all(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    files.append("events.jsonl", b"one\n")
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, most))  # the kernel takes what fits, as it does on a full disk
+    try:
+        with pytest.raises(OSError, match="No space left on device"):
+            files.append("events.jsonl", b"two\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+    files.append("events.jsonl", b"two\n")
+    assert files.read("events.jsonl") == b"one\ntwo\n"

@@ -40,7 +40,7 @@ def test_what_follows_can_be_carried_out(stage: Stage, happening: Happening) -> 
         assert stage not in HOLDS_SLICES, "slices are asked for when none are held"
 
 
-@pytest.mark.parametrize("stage", set(Stage) - ENDS)
+@pytest.mark.parametrize("stage", sorted(set(Stage) - ENDS, key=str))
 def test_a_user_who_wants_an_end_gets_one(stage: Stage) -> None:
     assert TRANSITIONS[stage, Happening.STOP_NOW] == Step(Stage.STOPPED, (Effect.RELEASE,))
     asked = TRANSITIONS[stage, Happening.STOP]
@@ -49,14 +49,14 @@ def test_a_user_who_wants_an_end_gets_one(stage: Stage) -> None:
     assert TRANSITIONS[Stage.STOPPING, Happening.TIME_UP].stage is Stage.STOPPED, "and not for ever later"
 
 
-@pytest.mark.parametrize("stage", WITH_PROCESSES - {Stage.STOPPING})
+@pytest.mark.parametrize("stage", sorted(WITH_PROCESSES - {Stage.STOPPING}, key=str))
 def test_a_failure_is_judged_and_never_overlooked(stage: Stage) -> None:
     assert TRANSITIONS[stage, Happening.GONE].stage is Stage.JUDGING
     assert TRANSITIONS[stage, Happening.FAILURE].stage is Stage.GATHERING
     assert TRANSITIONS[Stage.GATHERING, Happening.TIME_UP].stage is Stage.JUDGING
 
 
-@pytest.mark.parametrize("stage", WITH_PROCESSES - {Stage.GATHERING})
+@pytest.mark.parametrize("stage", sorted(WITH_PROCESSES - {Stage.GATHERING}, key=str))
 def test_a_gang_that_has_come_to_its_end_has_succeeded_whatever_was_asked_meanwhile(stage: Stage) -> None:
     assert TRANSITIONS[stage, Happening.FINISHED].stage is Stage.SUCCEEDED
     expected = Stage.STOPPED if stage is Stage.STOPPING else Stage.JUDGING
