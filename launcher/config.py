@@ -334,7 +334,7 @@ class LaunchConfig:
         if self.is_script:
             self._check_script()
         else:
-            self.training.check_devices(self.slices.chips)
+            _ = self.training  # a mesh or a batch that does not fit the slices is refused
         if self.run.max_usd is not None and self.slices.usd_per_hour is None:
             raise ConfigError(f"run.max_usd {self.run.max_usd:g}: the catalogue has no price of these slices; use run.max_hours")
 
@@ -387,7 +387,19 @@ class LaunchConfig:
                 raise ConfigError(f"missing setting {name!r}: it has no default, give it a value")
         assert self.model is not None
         assert self.data is not None
-        return TrainingConfig(self.model, self.data, self.trainer)
+        given = TrainingConfig(self.model, self.data, self.trainer)
+        return dataclasses.replace(given, trainer=dataclasses.replace(self.trainer, mesh=self._mesh(given)))
+
+    def _mesh(self, given: TrainingConfig) -> MeshConfig:
+        """trainer.mesh in numbers. On devices that are no TPUs nothing is chosen: collectives of emulated hosts are slow, so they train
+        data-parallel unless the user says otherwise.
+        """
+        slices = self.slices
+        if slices.cloud != "emulated" and given.trainer.mesh.is_open and -1 not in dataclasses.astuple(given.trainer.mesh):
+            from launcher.estimate.choose import choose_mesh  # which knows this schema
+
+            return choose_mesh(given, slices.accelerator, slices.slices)
+        return given.check_devices(slices.chips, slices.slices)
 
     def with_absolute_paths(self) -> Self:
         """With local paths made absolute: the training processes have another working directory."""

@@ -1,6 +1,5 @@
 """How the chips of a run are laid out: the axes of the mesh, as settings. Pure; `launcher/training/mesh.py` makes the mesh of them."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Self
@@ -77,10 +76,6 @@ class MeshConfig:
                 f"trainer.mesh {self._text} does not divide {per_slice} {where}; its product must be {per_slice}, or set one axis to -1"
             )
         return MeshConfig(**filled, slices=slices)
-
-    def with_sizes(self, **sizes: int) -> "MeshConfig":
-        """With these axes where they are null."""
-        return dataclasses.replace(self, **{axis: size for axis, size in sizes.items() if getattr(self, axis) is None})
 
     @property
     def shape(self) -> dict[str, int]:

@@ -53,7 +53,10 @@ def memory_of(config: TrainingConfig, mesh: MeshConfig) -> MemoryEstimate:
 
 
 def _possible(config: TrainingConfig, kind: AcceleratorType, slices: int) -> Iterator[StepShape]:
+    shape = config.model.shape
     for sizes in _factors(kind.chips):
+        if shape.heads % sizes["tensor"] or shape.d_model % sizes["fsdp"]:
+            continue
         given = config.trainer.mesh
         asked = {axis: getattr(given, axis) for axis in sizes}
         if any(size not in (None, -1, sizes[axis]) for axis, size in asked.items()):

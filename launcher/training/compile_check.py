@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _COLLECTIVE = re.compile(r"= [^=]*? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|send)(?:-start)?\(")
-_FUSED = re.compile(r'custom_call_target="tpu_custom_call".*splash')
+_FUSED = re.compile(r'splash.*custom_call_target="tpu_custom_call"')
 _TOO_BIG = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30}
 

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from launcher.config import ModelConfig, TrainingConfig
 from launcher.data.config import DataConfig
 from launcher.data.tokenizer import ByteTokenizer
+from launcher.models.chunks import chunk_length
 from launcher.models.decoder import Transformer
 from launcher.models.interface import BuildOptions
-from launcher.models.chunks import chunk_length
 from launcher.models.loss import cross_entropy
 from launcher.models.registry import VARIANTS
 from launcher.models.variants import Variant
