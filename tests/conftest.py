@@ -6,7 +6,7 @@ from collections import defaultdict
 import hypothesis
 import pytest
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the extra dev has the TPU compiler, with which JAX would look for a TPU
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where libtpu is installed JAX would look for a TPU
 
 hypothesis.settings.register_profile("podlaunch", deadline=None)  # a busy machine is no error; every test has its time limit
 hypothesis.settings.load_profile("podlaunch")

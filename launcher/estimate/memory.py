@@ -13,6 +13,8 @@ MASTER = 4
 """Bytes of an element of weights, moments and gradients: float32."""
 MOMENTS = 2
 """Of AdamW."""
+PROGRAM = 30 * 2**20
+"""Of gemma3-270m's step; a loop over layers makes it the same for larger models."""
 HBM_FOR_PROGRAMS = 0.96
 """Of a chip's memory: the runtime keeps the rest (libtpu offers 30.75 of 32 GiB on v4, 15.75 of 16 on v5e, 31.25 of 32 on v6e)."""
 
@@ -33,6 +35,8 @@ class MemoryEstimate:
     loss_chunk: float
     gathered_weights: float
     """Weights that are split over fsdp and whole while they are used, and the embedding's whole gradient."""
+    program: float
+    """The compiled code."""
 
     @property
     def total(self) -> float:
@@ -55,6 +59,7 @@ def estimate_memory(step: StepShape) -> MemoryEstimate:
         attention=_attention(step),
         loss_chunk=2.0 * step.chunk_logits * 4,
         gathered_weights=_gathered(step),
+        program=PROGRAM,
     )
 
 

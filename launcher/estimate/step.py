@@ -106,9 +106,8 @@ class StepShape:
         v, fsdp, tensor = self.variant, self.mesh.shape["fsdp"], self.mesh.shape["tensor"]
         kv_tensor = tensor if v.kv_heads % tensor == 0 else 1
         queries, keys = v.heads * v.head_dim, v.kv_heads * v.head_dim
-        by_words = v.vocab % (fsdp * tensor) == 0
         matrices = [
-            Weight("embedding", v.vocab * v.d_model, 0, fsdp * tensor, 1 if by_words else fsdp),
+            Weight("embedding", v.vocab * v.d_model, 0, fsdp * tensor, fsdp),
             Weight("attention", 2 * v.layers * v.d_model * queries, v.layers, fsdp * tensor, fsdp),
             Weight("keys and values", 2 * v.layers * v.d_model * keys, v.layers, fsdp * kv_tensor, fsdp),
             Weight("feed-forward", 3 * v.layers * v.d_model * v.d_ff, v.layers, fsdp * tensor, fsdp),

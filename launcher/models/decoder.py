@@ -124,7 +124,7 @@ class Transformer(nnx.Module):
         tokens, positions, segment_ids: int32 [B, T]. A token sees only tokens of its own segment; segment 0 is padding.
         """
         v, options = self.variant, self.options
-        x = options.lookup(self.embed[...], tokens, options.dtype) * jnp.asarray(v.d_model**0.5, options.dtype)
+        x = self.embed[...][tokens].astype(options.dtype) * jnp.asarray(v.d_model**0.5, options.dtype)
         x = options.constrain(x, ("batch", "length", None))
         ropes, places = _rope_tables(positions, v), Places(positions, segment_ids)
         graph, weights = nnx.split(self.layers)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from launcher.models.attention import Attention, dense_attention
-from launcher.models.embedding import Lookup, plain_lookup
 
 Axes = tuple[str | None, ...]
 Params = dict[str, Any]
@@ -32,7 +31,6 @@ class BuildOptions:
     constrain: Callable[[jax.Array, Axes], jax.Array] = unconstrained
     """Pins an activation to the mesh by the logical names of its axes."""
     attention: Attention = dense_attention
-    lookup: Lookup = plain_lookup
 
 
 class Decoder(Protocol):

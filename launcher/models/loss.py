@@ -4,8 +4,6 @@ At 4 x 256 tokens and Gemma's 262,144 words the float32 logits alone are 1 GiB, 
 logits are computed again in the backward pass.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -18,13 +16,11 @@ def cross_entropy(
     chunk: int,
     soft_cap: float | None = None,
     parts: int = 1,
-    constrain: Callable[[jax.Array], jax.Array] = lambda logits: logits,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum of weighted losses in nats, sum of weights), both float32 scalars.
 
     hidden [B, T, d_model], head [vocab, d_model], targets int32 [B, T], weights float32 [B, T]. With a `soft_cap` c the logits x are
     c tanh(x / c). A sequence may lie in `parts` equal parts on as many devices: then a chunk takes `chunk` positions of each of them.
-    `constrain` pins the logits [B, parts, chunk, vocab] to the mesh.
     """
     length = hidden.shape[1] // parts
     pieces = -(-length // chunk)
@@ -33,11 +29,10 @@ def cross_entropy(
     @jax.checkpoint
     def body(total: jax.Array, piece: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         h, t, w = piece
-        logits = constrain(jnp.einsum("bptd,vd->bptv", h, head, preferred_element_type=jnp.float32))
+        logits = jnp.einsum("bptd,vd->bptv", h, head, preferred_element_type=jnp.float32)
         if soft_cap is not None:
             logits = soft_cap * jnp.tanh(logits / soft_cap)
-        words = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-        chosen = jnp.sum(jnp.where(words == t[..., None], logits, 0.0), axis=-1)  # a gather would need all words on one device
+        chosen = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
         return total + jnp.sum((jax.nn.logsumexp(logits, axis=-1) - chosen) * w), None
 
     def split(x: jax.Array) -> jax.Array:

@@ -46,8 +46,7 @@ def loss_sums(blueprint: Blueprint, params: Params, batch: DeviceBatch) -> tuple
     rows = config.trainer.batch_size // math.prod(mesh[axis] for axis in BATCH)
     parts, vocab = mesh["sequence"], config.model.shape.vocab
     chunk = chunk_length(rows, config.trainer.seq_len // parts, vocab // mesh["tensor"])
-    pin = partial(blueprint.layout.constrain, axes=blueprint.layout.logits(vocab))
-    return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk, model.final_soft_cap, parts, pin)
+    return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk, model.final_soft_cap, parts)
 
 
 def _one_collective(blueprint: Blueprint, params: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:

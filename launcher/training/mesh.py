@@ -13,7 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from launcher.mesh import MeshConfig
 from launcher.models.attention import Attention
-from launcher.models.embedding import Lookup, ShardedLookup, plain_lookup
 from launcher.models.fused_attention import attention_for
 from launcher.models.interface import Axes, Decoder, Params
 
@@ -22,10 +21,9 @@ AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 BATCH = ("slice", "data", "fsdp")
 LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
-    "replicas": ("slice", "data"),
     "length": "sequence",
-    "vocab": ("fsdp", "tensor"),  # the head is multiplied where it lies, and neither it nor its gradient is ever whole on a chip
-    "embed": "fsdp",  # but not where the vocabulary has it
+    "vocab": "tensor",
+    "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",  # often 1, and then whole
     "mlp": "tensor",
@@ -43,42 +41,20 @@ class Layout:
     mesh: Mesh
 
     def named(self, axes: Axes, shape: tuple[int, ...] | None = None) -> NamedSharding:
-        """The sharding of an array with these axes. A mesh axis splits one axis of an array, the first that wants it. Given its shape, an
-        axis that cannot be split evenly is split by the last of its mesh axes alone, or stays whole.
-        """
-        used: set[str] = set()
-        ways = []
-        for i, axis in enumerate(axes):
-            way = tuple(name for name in self._ways(axis) if name not in used)
-            while shape is not None and shape[i] % self.count(way):
-                way = way[1:]
-            used |= set(way)
-            ways.append(way if len(way) > 1 else way[0] if way else None)
+        """The sharding of an array with these axes. Given its shape, an axis that cannot be split evenly stays whole."""
+        ways = [LOGICAL_AXES[axis] if axis else None for axis in axes]
+        if shape is not None:
+            ways = [way if size % self._count(way) == 0 else None for way, size in zip(ways, shape, strict=True)]
         return NamedSharding(self.mesh, PartitionSpec(*ways))  # type: ignore[no-untyped-call]  # JAX's
 
-    def _ways(self, axis: str | None) -> tuple[str, ...]:
-        ways = LOGICAL_AXES[axis] if axis else None
-        return ways if isinstance(ways, tuple) else (ways,) if ways else ()
-
-    def count(self, names: tuple[str, ...]) -> int:
-        return math.prod(self.mesh.shape[name] for name in names)
-
-    def logits(self, vocab: int) -> Axes:
-        """Of logits [B, parts, T, vocab]: every chip has its words of all sequences, where the vocabulary can be split that way."""
-        whole = vocab % self.count(self._ways("vocab")) == 0
-        return ("replicas" if whole else "batch", "length", None, "vocab")
-
-    @property
-    def lookup(self) -> Lookup:
-        """How rows of the embedding table are found."""
-        if self.platform == "cpu" and self.data_parallel:
-            return plain_lookup
-        return ShardedLookup(self.mesh, BATCH, vocab=("fsdp", "tensor"), length="sequence")
+    def _count(self, way: str | tuple[str, ...] | None) -> int:
+        names = way if isinstance(way, tuple) else (way,)
+        return math.prod(self.mesh.shape[name] for name in names if name)
 
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
         if self.data_parallel:  # nothing to choose, and not allowed where a device's part is computed by hand (gradients.py)
             return x
-        pinned: jax.Array = jax.lax.with_sharding_constraint(x, self.named(axes, x.shape))  # type: ignore[no-untyped-call]  # JAX's
+        pinned: jax.Array = jax.lax.with_sharding_constraint(x, self.named(axes))  # type: ignore[no-untyped-call]  # JAX's
         return pinned
 
     @property

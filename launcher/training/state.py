@@ -77,7 +77,6 @@ def _build(config: TrainingConfig, layout: Layout, key: jax.Array) -> Decoder:
         remat=config.remat,
         constrain=layout.constrain,
         attention=layout.attention,
-        lookup=layout.lookup,
     )
     return FAMILIES[config.model.family].build(variant, key, options)
 
