@@ -105,6 +105,12 @@ def compose_file(path: Path, overrides: Sequence[str]) -> LaunchConfig:
     return load(compose_config([*groups, *settings, *overrides]))
 
 
+def compose_profile(words: Sequence[str]) -> ClusterConfig:
+    """A profile of conf/cluster and settings of it, as `tpu start v5e slices=2` is given them."""
+    profile = [f"cluster={word}" for word in words if "=" not in word]
+    return compose_cluster([*profile, *(f"cluster.{word.removeprefix('cluster.')}" for word in words if "=" in word)])
+
+
 def compose_cluster(overrides: Sequence[str]) -> ClusterConfig:
     """The `cluster` part alone, for commands that start no run."""
     plain = OmegaConf.to_container(compose_config(overrides).cluster, resolve=True)

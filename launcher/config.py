@@ -28,8 +28,7 @@ from cluster.schema import at_least, build, did_you_mean, to_plain
 from launcher.data.config import DataConfig
 from launcher.entrypoint import Entrypoint, parse_entrypoint
 from launcher.mesh import MeshConfig
-from launcher.models.registry import FAMILIES, VARIANTS
-from launcher.models.variants import Variant
+from launcher.models.config import ModelConfig
 from launcher.training.saving import parse_every
 
 RUN_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -179,25 +178,6 @@ class JobConfig:
             return parse_entrypoint(self.entrypoint)
         except ValueError as error:
             raise ConfigError(f"job.entrypoint {self.entrypoint!r}: {error}") from error
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which model is trained. `variant` fixes its shape (launcher/models/families/)."""
-
-    variant: str
-    family: str = "gemma"
-
-    def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ConfigError(f"model.family {self.family!r} is unknown{did_you_mean(self.family, FAMILIES)}")
-        known = [name for name, variant in VARIANTS.items() if variant.family == self.family]
-        if self.variant not in known:
-            raise ConfigError(f"model.variant {self.variant!r} is unknown{did_you_mean(self.variant, known)}")
-
-    @property
-    def shape(self) -> Variant:
-        return VARIANTS[self.variant]
 
 
 @dataclass(frozen=True)
@@ -406,7 +386,8 @@ class LaunchConfig:
         data = self.data and self.data.with_paths({name: absolute(path) for name, path in self.data.paths().items()})
         code = self.run.code or ("." if self.is_script else None)
         run = dataclasses.replace(self.run, root=self.run.root and absolute(self.run.root), code=code and absolute(code))
-        return dataclasses.replace(self, data=data, run=run)
+        model = self.model and dataclasses.replace(self.model, weights=self.model.weights and absolute(self.model.weights))
+        return dataclasses.replace(self, model=model, data=data, run=run)
 
     def with_environment(self, env: Mapping[str, str]) -> Self:
         """With project, zones and run.root from the environment where none was given. Raises ConfigError when run.root stays open."""

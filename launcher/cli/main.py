@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import dashboard, emulator, exec, ssh, start, status, stop, train, types
+from launcher.cli import dashboard, doctor, emulator, exec, ssh, start, status, stop, train, types
 from launcher.guard import guarded
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("ssh")(ssh.ssh)
 app.command("exec")(exec.execute)
 app.command("dashboard")(dashboard.dashboard)
 app.command("types")(types.types)
+app.command("doctor")(doctor.doctor)
 app.add_typer(train.app, name="train")
 app.add_typer(emulator.app, name="emulator")
 

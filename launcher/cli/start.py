@@ -83,14 +83,9 @@ def _wait(cluster: Cluster, slices: int) -> None:
 
 
 def _settings(overrides: list[str], config: Path | None) -> ClusterConfig:
-    from launcher.compose import compose_cluster
+    from launcher.compose import compose_profile
 
-    if config is not None:
-        settings = ClusterConfig.from_dict(read_yaml(config))
-    else:
-        profile = [f"cluster={word}" for word in overrides if "=" not in word]
-        rest = [f"cluster.{word.removeprefix('cluster.')}" for word in overrides if "=" in word]
-        settings = compose_cluster([*profile, *rest])
+    settings = ClusterConfig.from_dict(read_yaml(config)) if config is not None else compose_profile(overrides)
     return settings.with_environment(os.environ)
 
 

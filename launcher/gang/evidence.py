@@ -73,6 +73,8 @@ _ECHOES = (
     "DEADLINE_EXCEEDED",
     "PollForError",
 )
+# What gloo tells of a connection that it has made: the last words of a process that was killed, and no echo of another's end.
+_NO_ERROR = "[Gloo] Rank "
 # What a program says that loses the network, a name server or its storage.
 _NETWORK = (
     "Network is unreachable",
@@ -107,7 +109,7 @@ def sickness(output: str) -> str:
 
 def first_error(output: str) -> str:
     """What a failed process's output ends with: the error of its last traceback, else the last line that says something."""
-    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in output.splitlines() if line.strip() and not line.startswith(_NO_ERROR)]
     starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     errors = [line for line in lines[starts[-1] + 1 :] if not line[0].isspace()] if starts else []
     return (errors or lines[-1:] or [""])[0].strip()[:500]

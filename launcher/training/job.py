@@ -7,6 +7,7 @@ What it leaves in `output`: metrics.jsonl, tensorboard/, checkpoints/<step>/, an
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +21,13 @@ from launcher.config import TrainingConfig
 from launcher.curve import meaning_of
 from launcher.data.batches import EvalBatches, TrainBatches
 from launcher.data.cache import PackedData, open_packed
-from launcher.data.hf_tokenizer import open_tokenizer
 from launcher.data.tokenizer import Tokenizer
+from launcher.models.interface import Params
 from launcher.runs import RunDirectory
 from launcher.training.checkpoint import FOLDER, Checkpoints
 from launcher.training.export import export_model
 from launcher.training.history import history_of
+from launcher.training.loading import load_params
 from launcher.training.loop import Loop, NonFinite, Preempted
 from launcher.training.mesh import Layout, make_layout
 from launcher.training.metrics import MetricsWriter
@@ -37,6 +39,9 @@ from launcher.training.retention import Retention
 from launcher.training.saving import History, make_saving, parse_every
 from launcher.training.state import Blueprint, TrainState, make_blueprint
 from launcher.training.step import CompiledSteps, compile_steps, put_batch
+from launcher.weights.check import check_weights
+from launcher.weights.folder import ModelFolder
+from launcher.weights.tokenizer import tokenizer_of
 
 __all__ = ["NonFinite", "Preempted", "TrainingJob", "TrainingResult"]
 
@@ -79,7 +84,6 @@ class TrainingJob:
         self.peak_flops, self.allow, self.may_publish = peak_flops, allow, may_publish
         self.checkpoints = checkpoints or str(output / FOLDER)
         self.reporter = reporter or SilentReporter()
-        self.tokenizer: Tokenizer = open_tokenizer(config.data.tokenizer)
         self._open = contextlib.ExitStack()
         self._ready: _Prepared | None = None
 
@@ -94,13 +98,16 @@ class TrainingJob:
     def prepare(self) -> None:
         """Mesh, data, compiled steps, and a state that is new or restored.
 
-        Raises ConfigError (mesh or data do not fit, or a resume finds other settings), CheckpointError (none usable), PodlaunchError
-        (hosts disagree about the data).
+        Raises ConfigError (mesh, data or weights do not fit, or a resume finds other settings), CheckpointError (none usable),
+        PodlaunchError (hosts disagree about the data).
         """
         layout = make_layout(self.config.check_devices(len(jax.devices())))
         stop = StopSignal()
         self._open.callback(stop.disarm)
-        data = self._open_data()
+        self._phase("data")
+        weights = check_weights(self.config.model)
+        tokenizer = tokenizer_of(self.config.data, weights)
+        data = self._open_data(tokenizer)
         self._phase("compiling")
         blueprint = make_blueprint(self.config, layout, make_optimizer(self.config))
         steps = compile_steps(blueprint)
@@ -109,9 +116,9 @@ class TrainingJob:
         state = checkpoints.restore(blueprint.abstract)
         if state is None:
             self._phase("initializing")
-            state = blueprint.init()
+            state = blueprint.init(self._load(weights, layout, blueprint) if weights else None)
         metrics = self._open.enter_context(MetricsWriter(self.output, self.attempt)) if is_main() else None
-        self._ready = _Prepared(layout, data, steps, blueprint, checkpoints, metrics, stop, state)
+        self._ready = _Prepared(layout, weights, tokenizer, data, steps, blueprint, checkpoints, metrics, stop, state)
 
     def execute(self) -> TrainingResult:
         """Evaluate, train, evaluate, save, export. Raises Preempted after SIGTERM, with the state saved at a step boundary;
@@ -130,7 +137,7 @@ class TrainingJob:
         self._phase("exporting")
         if is_main():
             self.may_publish()
-        export = export_model(ready.state.params, self.config, self.tokenizer, self.output / "export", ready.layout)
+        export = self._export(ready)
         self.reporter.emit("finished", step=trainer.steps, loss=loss)
         return TrainingResult(trainer.steps, loss, before, after, export)
 
@@ -150,9 +157,19 @@ class TrainingJob:
             raise RuntimeError("call prepare() before execute()")
         return self._ready
 
-    def _open_data(self) -> PackedData:
-        self._phase("data")
-        data = open_packed(self.config.data, self.tokenizer, self.config.trainer.seq_len)
+    def _load(self, weights: ModelFolder, layout: Layout, blueprint: Blueprint) -> Params:
+        check_same("the content of model.weights", weights.fingerprint)
+        began, before = time.monotonic(), weights.bytes_read
+        params = load_params(weights, self.config.model, layout, blueprint.abstract.params)
+        self.reporter.emit("weights_loaded", bytes=weights.bytes_read - before, seconds=round(time.monotonic() - began, 3))
+        return params
+
+    def _export(self, ready: "_Prepared") -> Path:
+        loaded = ready.weights.config if ready.weights else None
+        return export_model(ready.state.params, self.config, ready.tokenizer, self.output / "export", ready.layout, loaded)
+
+    def _open_data(self, tokenizer: Tokenizer) -> PackedData:
+        data = open_packed(self.config.data, tokenizer, self.config.trainer.seq_len)
         check_same("the training data", data.key)
         self.reporter.emit("data", parts=data.about["parts"], held_out=data.about["held_out"])
         return data
@@ -202,6 +219,9 @@ class _Prepared:
     """What `prepare` made; `state` moves on with every step."""
 
     layout: Layout
+    weights: ModelFolder | None
+    """What model.weights names."""
+    tokenizer: Tokenizer
     data: PackedData
     steps: CompiledSteps
     blueprint: Blueprint

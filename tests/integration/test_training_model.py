@@ -13,10 +13,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from launcher.config import ModelConfig, TrainingConfig
+from launcher.config import TrainingConfig
 from launcher.data.config import DataConfig
 from launcher.data.tokenizer import ByteTokenizer
 from launcher.models.chunks import chunk_length
+from launcher.models.config import ModelConfig
 from launcher.models.decoder import Transformer
 from launcher.models.interface import BuildOptions
 from launcher.models.loss import cross_entropy

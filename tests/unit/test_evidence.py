@@ -98,6 +98,7 @@ ValueError: bad
         ("one\n\n  two  \n\n", "two"),
         ("", ""),
         ("Traceback (most recent call last):\n  File", "File"),
+        ("step 7\n[Gloo] Rank 1 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1\n", "step 7"),
     ],
 )
 def test_the_first_error_of_an_output(output: str, expected: str) -> None:

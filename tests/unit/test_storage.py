@@ -189,6 +189,18 @@ def test_unreachable_storage_answers_again_what_waited(bucket: Bucket, storage: 
         assert waiting.result(timeout=SOON_S) == b"kept"
 
 
+def test_who_has_all_the_patience_waits_for_as_long_as_the_storage_is_away(bucket: Bucket, storage: Storage) -> None:
+    patient = Bucket("my-bucket", storage.url, "my-project", patience=None, request=0.1)
+    storage.set_reachable(False)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(patient.write, "late", b"1")
+        with pytest.raises(TimeoutError):
+            writing.result(timeout=1.0)  # several requests
+        storage.set_reachable(True)
+        writing.result(timeout=SOON_S)
+    assert bucket.read("late") == b"1"
+
+
 def test_unreachable_storage_ends_when_it_is_told_to(storage: Storage, folder: Path) -> None:
     storage.set_reachable(False)
     storage.stop()

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.config import ClusterConfig
-from launcher.config import BudgetConfig, LaunchConfig, ModelConfig, RunConfig
+from launcher.config import BudgetConfig, LaunchConfig, RunConfig
 from launcher.data.config import DataConfig
 from launcher.gang.attempt import EXIT_STOPPED
 from launcher.gang.gang import Gang, GangLost
@@ -16,6 +16,7 @@ from launcher.gang.placement import Host
 from launcher.gang.record import RunRecord
 from launcher.gang.runner import Event
 from launcher.gang.supervisor import Supervisor
+from launcher.models.config import ModelConfig
 from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus, StopRequest
 
 Script = list[tuple[int, Event]]
