@@ -104,7 +104,7 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
 def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray[Any, Any]:
     """Devices in the mesh's shape, the slices of TPUs along its first axis."""
     slices, *within = shape
-    if slices > 1 and hasattr(devices[0], "slice_index"):
+    if slices > 1 and len({getattr(device, "slice_index", 0) for device in devices}) == slices:
         return mesh_utils.create_hybrid_device_mesh((1, *within), (slices, *[1] * len(within)), devices)
     if slices > 1:  # emulated hosts, whose processes are numbered slice by slice
         return np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
