@@ -110,7 +110,7 @@ def _fits_with(config: TrainingConfig, kind: AcceleratorType, slices: int, **tra
 
 
 def _best(config: TrainingConfig, kind: AcceleratorType, slices: int) -> MeshConfig | None:
-    """The smallest mesh that fits, whatever the user gave."""
+    """The mesh that would be chosen, whatever the user gave; None when none fits."""
     free = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, mesh=MeshConfig()))
-    steps = (step for step in _possible(free, kind, slices) if fits(estimate_memory(step).total, kind.hbm_gib))
-    return next((step.mesh for step in steps), None)
+    fitting = [step for step in _possible(free, kind, slices) if fits(estimate_memory(step).total, kind.hbm_gib)]
+    return min(fitting, key=lambda step: _cost(step, kind)).mesh if fitting else None
