@@ -35,7 +35,9 @@ def test_the_kernel_computes_what_plain_attention_computes_with_its_gradients(
         return jnp.sum(mixed * jnp.cos(jnp.arange(mixed.size).reshape(mixed.shape)))
 
     def computed(attention: object) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        return jax.jit(jax.value_and_grad(partial(weighted, attention), argnums=(0, 1, 2)))(query, key, value)
+        value_and_gradients = jax.value_and_grad(partial(weighted, attention), argnums=(0, 1, 2))
+        result: tuple[jax.Array, tuple[jax.Array, ...]] = jax.jit(value_and_gradients)(query, key, value)
+        return result
 
     (ours, our_gradients), (expected, gradients) = computed(fused), computed(dense_attention)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-2)
