@@ -181,6 +181,27 @@ class JobConfig:
 
 
 @dataclass(frozen=True)
+class SamplesConfig:
+    """Texts that the model writes before the first step and after the last, to be read by people."""
+
+    prompts: list[str] = field(default_factory=list)
+    """What each of them begins with; none: nothing is written."""
+    chat: bool = False
+    """Whether a prompt is what the user says in a conversation, which the model answers."""
+    max_tokens: int = 64
+    """Of each text, at most; it ends with an end-of-text or end-of-turn token."""
+    temperature: float = 0.0
+    """What logits are divided by before a token is drawn; 0 takes the likeliest one always."""
+    seed: int = 0
+    """Of the drawing: the same seed, prompts and weights give the same texts."""
+
+    def __post_init__(self) -> None:
+        at_least("trainer.samples.max_tokens", self.max_tokens, 1)
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"trainer.samples.temperature {self.temperature}: give 0 or a positive number, for example 0.8")
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """Hyperparameters and habits of the training loop. Counts are optimizer steps, sizes are global."""
 
@@ -212,6 +233,7 @@ class TrainerConfig:
     """Held-out batches of one evaluation, at most; there is one before the first step and one after the last."""
     eval_every: int | None = None
     """Steps between two evaluations during training; null: none."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint_every: int | str = 20
     """Steps (20), a length of time (10m), or auto: from what a checkpoint costs and how often the run fails."""
     keep_checkpoints: int = 3

@@ -1,6 +1,5 @@
 """Loss and gradients over all devices, in one of two ways that give the same numbers."""
 
-import math
 from functools import partial
 
 import jax
@@ -11,7 +10,6 @@ from jax.sharding import PartitionSpec
 from launcher.models.chunks import chunk_length
 from launcher.models.interface import Params
 from launcher.models.loss import cross_entropy
-from launcher.training.mesh import BATCH
 from launcher.training.state import Blueprint
 
 _REPLICAS = ("slice", "data")
@@ -43,7 +41,7 @@ def loss_sums(blueprint: Blueprint, params: Params, batch: DeviceBatch) -> tuple
     config, mesh = blueprint.config, blueprint.layout.mesh.shape
     model = blueprint.model(params)
     hidden = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
-    rows = config.trainer.batch_size // math.prod(mesh[axis] for axis in BATCH)
+    rows = config.trainer.batch_size // blueprint.layout.batch_shards
     parts, vocab = mesh["sequence"], config.model.shape.vocab
     chunk = chunk_length(rows, config.trainer.seq_len // parts, vocab // mesh["tensor"])
     return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk, model.final_soft_cap, parts)

@@ -54,7 +54,7 @@ class Layout:
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
         if self.data_parallel:  # nothing to choose, and not allowed where a device's part is computed by hand (gradients.py)
             return x
-        pinned: jax.Array = jax.lax.with_sharding_constraint(x, self.named(axes))  # type: ignore[no-untyped-call]  # JAX's
+        pinned: jax.Array = jax.lax.with_sharding_constraint(x, self.named(axes, x.shape))  # type: ignore[no-untyped-call]  # JAX's
         return pinned
 
     @property
@@ -79,6 +79,15 @@ class Layout:
     def batch(self) -> NamedSharding:
         """Of [B, T] arrays."""
         return self.named(("batch", "length"))
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Of [B, ...] arrays whose sequences are short, or change their length."""
+        return self.named(("batch",))
+
+    @property
+    def batch_shards(self) -> int:
+        return self._count(BATCH)
 
     def params(self, abstract: Decoder) -> Params:
         """Shardings in the shape of the model's weights, from the axis names that each weight carries."""
