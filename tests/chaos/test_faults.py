@@ -320,10 +320,11 @@ KINDS: Mapping[str, Kind] = {
 
 
 def schedule(seed: int, strikes: int = 3) -> list[Strike]:
-    """By the seed alone. Never the same step twice; the last one strikes before the run is over."""
+    """By the seed alone. Never the same step or the same fault twice; the last one strikes before the run is over."""
     chance = random.Random(seed)
     steps = sorted(chance.sample(range(2, STEPS - 8), strikes))
-    return [Strike(step, chance.choice(sorted(KINDS)), chance.randrange(2)) for step in steps]
+    faults = chance.sample(sorted(KINDS), strikes)
+    return [Strike(step, fault, chance.randrange(2)) for step, fault in zip(steps, faults, strict=True)]
 
 
 def test_a_schedule_is_its_seeds() -> None:
