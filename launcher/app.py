@@ -125,20 +125,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     now = time.time()
     fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=now, attempt=attempt, job=job)
     if before is not None:
-        before = before.accounted_until(now)
-        fresh = dataclasses.replace(
-            fresh,
-            step=before.step,
-            recoveries=before.recoveries,
-            held_out_before=before.held_out_before,
-            checkpoint=before.checkpoint,
-            cost_usd=before.cost_usd,
-            started_at=before.started_at,
-            phases=before.phases,
-            costs=before.costs,
-            highest_step=before.highest_step,
-            quiet_at=before.quiet_at,
-        )
+        fresh = fresh.after(before.accounted_until(now))
     index = index_of(cluster.config)
     secrets, names = jobs.store_secrets(cluster, run, config.run.secrets)
     status = dataclasses.replace(fresh, total_steps=config.total_steps, phase="submitted", updated_at=now)

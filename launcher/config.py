@@ -27,8 +27,7 @@ from cluster.errors import ConfigError
 from cluster.schema import at_least, build, did_you_mean, to_plain
 from launcher.data.config import DataConfig
 from launcher.entrypoint import Entrypoint, parse_entrypoint
-from launcher.models.registry import FAMILIES, VARIANTS
-from launcher.models.variants import Variant
+from launcher.models.config import ModelConfig
 from launcher.training.saving import parse_every
 
 RUN_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -181,25 +180,6 @@ class JobConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Which model is trained. `variant` fixes its shape (launcher/models/families/)."""
-
-    variant: str
-    family: str = "gemma"
-
-    def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ConfigError(f"model.family {self.family!r} is unknown{did_you_mean(self.family, FAMILIES)}")
-        known = [name for name, variant in VARIANTS.items() if variant.family == self.family]
-        if self.variant not in known:
-            raise ConfigError(f"model.variant {self.variant!r} is unknown{did_you_mean(self.variant, known)}")
-
-    @property
-    def shape(self) -> Variant:
-        return VARIANTS[self.variant]
-
-
-@dataclass(frozen=True)
 class MeshConfig:
     """How many ways the devices are split along each axis; -1 (at most one of them) takes what is left."""
 
@@ -234,6 +214,27 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class SamplesConfig:
+    """Texts that the model writes before the first step and after the last, to be read by people."""
+
+    prompts: list[str] = field(default_factory=list)
+    """What each of them begins with; none: nothing is written."""
+    chat: bool = False
+    """Whether a prompt is what the user says in a conversation, which the model answers."""
+    max_tokens: int = 64
+    """Of each text, at most; it ends with an end-of-text or end-of-turn token."""
+    temperature: float = 0.0
+    """What logits are divided by before a token is drawn; 0 takes the likeliest one always."""
+    seed: int = 0
+    """Of the drawing: the same seed, prompts and weights give the same texts."""
+
+    def __post_init__(self) -> None:
+        at_least("trainer.samples.max_tokens", self.max_tokens, 1)
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"trainer.samples.temperature {self.temperature}: give 0 or a positive number, for example 0.8")
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """Hyperparameters and habits of the training loop. Counts are optimizer steps, sizes are global."""
 
@@ -265,6 +266,7 @@ class TrainerConfig:
     """Held-out batches of one evaluation, at most; there is one before the first step and one after the last."""
     eval_every: int | None = None
     """Steps between two evaluations during training; null: none."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint_every: int | str = 20
     """Steps (20), a length of time (10m), or auto: from what a checkpoint costs and how often the run fails."""
     keep_checkpoints: int = 3
@@ -420,7 +422,8 @@ class LaunchConfig:
         data = self.data and self.data.with_paths({name: absolute(path) for name, path in self.data.paths().items()})
         code = self.run.code or ("." if self.is_script else None)
         run = dataclasses.replace(self.run, root=self.run.root and absolute(self.run.root), code=code and absolute(code))
-        return dataclasses.replace(self, data=data, run=run)
+        model = self.model and dataclasses.replace(self.model, weights=self.model.weights and absolute(self.model.weights))
+        return dataclasses.replace(self, model=model, data=data, run=run)
 
     def with_environment(self, env: Mapping[str, str]) -> Self:
         """With project, zones and run.root from the environment where none was given. Raises ConfigError when run.root stays open."""

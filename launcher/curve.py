@@ -29,7 +29,7 @@ def meaning_of(config: TrainingConfig, data_key: str | None = None) -> dict[str,
     trainer = {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER}
     trainer["trainer.lr"] = config.learning_rate
     content = {} if data_key is None else {_CONTENT: data_key}
-    return {"model.variant": config.model.variant, **shape, **data, **trainer, **content}
+    return {"model.variant": config.model.variant, "model.weights": config.model.weights, **shape, **data, **trainer, **content}
 
 
 def check_same_curve(before: Meaning, now: Meaning, allow: Collection[str], where: str) -> None:

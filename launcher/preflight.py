@@ -11,9 +11,12 @@ from launcher.code import pack, user_files
 from launcher.config import LaunchConfig
 from launcher.curve import check_same_curve, meaning_of
 from launcher.data.check import check_data
+from launcher.data.tokenizer import Tokenizer
 from launcher.limits import limit_reached
 from launcher.run_files import is_object
 from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus, new_run_id
+from launcher.weights.check import check_weights
+from launcher.weights.tokenizer import tokenizer_of
 
 _CHECK = ".write-check"
 
@@ -38,7 +41,7 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
     if config.is_script:
         _check_program(config)
     else:
-        check_data(config.training)
+        check_data(config.training, _check_weights(config, endpoint))
     return run, pack(Path(config.run.code) if config.run.code else None)
 
 
@@ -96,6 +99,17 @@ def _check_existing(config: LaunchConfig, run: RunDirectory) -> None:
         state = "" if status is None else f" ({status.state} at step {status.step})"
         raise ConfigError(f"run {run.run_id!r} exists{state}; go on with it by run.resume=true, or choose another run.name")
     check_resume(config, run.config(), status)
+
+
+def _check_weights(config: LaunchConfig, endpoint: str | None) -> Tokenizer:
+    """The tokenizer of the run."""
+    model = config.training.model
+    if model.weights is not None and "://" not in model.weights and not config.cluster.on_this_machine:
+        raise ConfigError(
+            f"model.weights {model.weights}: the hosts of cluster {config.cluster.name!r} do not see this machine's files; "
+            "copy the folder to Cloud Storage and give gs://<bucket>/<folder>"
+        )
+    return tokenizer_of(config.training.data, check_weights(model, endpoint))
 
 
 def _check_program(config: LaunchConfig) -> None:

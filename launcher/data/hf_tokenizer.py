@@ -31,6 +31,10 @@ _CONTROL = re.compile(
 """Gemma's names of control tokens: some of its files declare them as ordinary symbols, which text would be searched for."""
 
 
+_OF_IMAGES = ("<image_soft_token>",)
+"""Gemma 3's text models have no embedding for the last token of the tokenizer that they share with the others."""
+
+
 def open_tokenizer(path: str | None) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names; null is one token a byte. Raises ConfigError, one line, when it cannot be used."""
     if path is None:
@@ -143,7 +147,7 @@ class _Fast(_Stored):
         self._fast.no_truncation()
         self._fast.no_padding()
         self._fast.encode_special_tokens = True  # as the text that they are
-        self.vocab = 1 + max(self._fast.get_vocab(with_added_tokens=True).values())
+        self.vocab = 1 + max(i for name, i in self._fast.get_vocab(with_added_tokens=True).items() if name not in _OF_IMAGES)
         self._find_roles(self._ids)
 
     def encode(self, texts: Sequence[bytes]) -> list[NDArray[np.int32]]:

@@ -29,6 +29,10 @@ class Family(Protocol):
         """`config.json` as transformers reads it."""
         ...
 
+    def hf_shape(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a Variant that a `config.json` decides. Raises KeyError, ValueError, TypeError or AttributeError for another's."""
+        ...
+
     def hf_tensors(self, variant: Variant) -> Iterator[HFTensor]:
         """Every tensor of the Hugging Face file."""
         ...

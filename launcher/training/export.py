@@ -2,9 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,41 +16,58 @@ from launcher.models.interface import Params
 from launcher.models.registry import FAMILIES
 from launcher.training.mesh import Layout
 from launcher.training.processes import is_main, wait_for_all
+from launcher.weights.folder import CONFIG, INDEX, SINGLE
+from launcher.weights.safetensors_format import make_header
 
-_SAFETENSORS_TYPES = {"float32": "F32", "bfloat16": "BF16"}
 MAX_POSITIONS = 32_768
 """Gemma 3's smallest published context; rotary positions have no table that ends."""
+FILE_BYTES = 5_000_000_000
+"""What one safetensors file holds at most, as on the hub."""
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+"""Of the config.json that a model was loaded with."""
 
 
-def export_model(params: Params, config: TrainingConfig, tokenizer: Tokenizer, folder: Path, layout: Layout) -> Path:
+def export_model(
+    params: Params,
+    config: TrainingConfig,
+    tokenizer: Tokenizer,
+    folder: Path,
+    layout: Layout,
+    loaded: Mapping[str, Any] | None = None,
+    file_bytes: int = FILE_BYTES,
+) -> Path:
     """Write the folder and return it; collective. Weights are stored in the compute type.
 
-    Tensors are brought together one at a time and written as they come, so that no host ever holds the model whole. The folder
-    appears with one rename: it is complete or it is not there.
+    `loaded`: the config.json that the model began with. Tensors are brought together one at a time and written as they come, so that no
+    host ever holds the model whole. The folder appears with one rename: it is complete or it is not there.
     """
     building = folder.with_name(f"{folder.name}.building")
+    files = _files(config, file_bytes)
     if is_main():
         shutil.rmtree(building, ignore_errors=True)  # left by an attempt that was killed
         building.mkdir(parents=True)
-        _write_config(building, config, tokenizer)
-        with (building / "model.safetensors").open("wb") as file:
-            _write_header(file, config)
-            for values in _tensors(params, config, layout):
-                file.write(values.tobytes())
+        _write_config(building, config, tokenizer, loaded or {})
+        _write_index(building, files)
+    for name, tensors in files.items():
+        if is_main():
+            with (building / name).open("wb") as file:
+                file.write(make_header([(tensor.name, tensor.file_shape) for tensor in tensors], _dtype(config)))
+                for values in _values(params, config, layout, tensors):
+                    file.write(values.tobytes())
+        else:
+            for _ in _values(params, config, layout, tensors):
+                pass
+    if is_main():
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt, or of a shorter run that was gone on with
         building.rename(folder)
-    else:
-        for _ in _tensors(params, config, layout):
-            pass
     wait_for_all("export")
     return folder
 
 
-def _tensors(params: Params, config: TrainingConfig, layout: Layout) -> Iterator[np.ndarray[Any, Any]]:
-    """Every tensor of the file in its order, gathered from all devices; collective."""
-    gather = jax.jit(lambda weight, layer: weight[layer], out_shardings=layout.replicated)
-    gather_whole = jax.jit(lambda weight: weight, out_shardings=layout.replicated)
-    for tensor in _listing(config):
+def _values(params: Params, config: TrainingConfig, layout: Layout, tensors: list[HFTensor]) -> Iterator[np.ndarray[Any, Any]]:
+    """These tensors of the file in their order, gathered from all devices; collective."""
+    gather, gather_whole = jax.jit(_entry, out_shardings=layout.replicated), jax.jit(_whole, out_shardings=layout.replicated)
+    for tensor in tensors:
         weight = params
         for name in tensor.path:
             weight = weight[name]
@@ -59,26 +76,52 @@ def _tensors(params: Params, config: TrainingConfig, layout: Layout) -> Iterator
         yield (values.T if tensor.transpose else values).astype(config.trainer.compute_dtype)
 
 
-def _listing(config: TrainingConfig) -> list[HFTensor]:
-    return list(FAMILIES[config.model.family].hf_tensors(config.model.shape))
+def _entry(weight: jax.Array, layer: int) -> jax.Array:
+    return weight[layer]
 
 
-def _write_header(file: BinaryIO, config: TrainingConfig) -> None:
-    """The beginning of a safetensors file (https://github.com/huggingface/safetensors#format): its length as eight bytes, then JSON."""
-    dtype = np.dtype(config.trainer.compute_dtype)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for tensor in _listing(config):
-        end = start + int(np.prod(tensor.shape)) * dtype.itemsize
-        header[tensor.name] = {"dtype": _SAFETENSORS_TYPES[dtype.name], "shape": tensor.file_shape, "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
+def _whole(weight: jax.Array) -> jax.Array:
+    return weight
 
 
-def _write_config(folder: Path, config: TrainingConfig, tokenizer: Tokenizer) -> None:
+def _files(config: TrainingConfig, file_bytes: int) -> dict[str, list[HFTensor]]:
+    """Name of each file -> its tensors: one file, or as many as are needed."""
+    files: list[list[HFTensor]] = [[]]
+    filled = 0
+    for tensor in FAMILIES[config.model.family].hf_tensors(config.model.shape):
+        size = _bytes(config, tensor)
+        if files[-1] and filled + size > file_bytes:
+            files.append([])
+            filled = 0
+        files[-1].append(tensor)
+        filled += size
+    if len(files) == 1:
+        return {SINGLE: files[0]}
+    return {f"model-{i:05}-of-{len(files):05}.safetensors": tensors for i, tensors in enumerate(files, start=1)}
+
+
+def _bytes(config: TrainingConfig, tensor: HFTensor) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64)) * _dtype(config).itemsize
+
+
+def _dtype(config: TrainingConfig) -> np.dtype[Any]:
+    return np.dtype(config.trainer.compute_dtype)
+
+
+def _write_index(folder: Path, files: Mapping[str, list[HFTensor]]) -> None:
+    if len(files) == 1:
+        return
+    weight_map = {tensor.name: name for name, tensors in files.items() for tensor in tensors}
+    _write_json(folder / INDEX, {"metadata": {}, "weight_map": weight_map})
+
+
+def _write_config(folder: Path, config: TrainingConfig, tokenizer: Tokenizer, loaded: Mapping[str, Any]) -> None:
     model = FAMILIES[config.model.family].hf_config(config.model.shape, config.trainer.compute_dtype, MAX_POSITIONS)
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-    (folder / "config.json").write_text(json.dumps(model | ids, indent=2) + "\n", encoding="utf-8")
+    known = {**loaded.get("text_config", {}), **loaded}
+    _write_json(folder / CONFIG, model | ids | {name: known[name] for name in _KEPT if known.get(name) is not None})
     tokenizer.save(folder)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

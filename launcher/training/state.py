@@ -1,6 +1,6 @@
 """The state of training: weights, optimizer and step as one plain pytree, created where it lives."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +40,20 @@ class Blueprint(NamedTuple):
         decoder: Decoder = nnx.merge(self.graph, params)
         return decoder
 
-    def init(self) -> TrainState:
-        """A new state, every shard created on its own device: no host ever holds the model whole."""
+    def init(self, params: Params | None = None) -> TrainState:
+        """A new state, every shard created on its own device: no host ever holds the model whole. `params` (given up) instead of random
+        weights.
+        """
+        if params is not None:
+            return cast(TrainState, jax.jit(self._begin, out_shardings=self.shardings, donate_argnums=0)(params))
         seed = jax.random.key(self.config.trainer.seed)
         state: TrainState = jax.jit(self._init, out_shardings=self.shardings)(seed)
         return state
 
     def _init(self, key: jax.Array) -> TrainState:
-        params = _weights(_build(self.config, self.layout, key))
+        return self._begin(_weights(_build(self.config, self.layout, key)))
+
+    def _begin(self, params: Params) -> TrainState:
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
 

@@ -13,9 +13,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from launcher.config import ModelConfig, TrainingConfig
+from launcher.config import TrainingConfig
 from launcher.data.config import DataConfig
 from launcher.data.tokenizer import ByteTokenizer
+from launcher.models.config import ModelConfig
 from launcher.models.decoder import Transformer
 from launcher.models.interface import BuildOptions
 from launcher.models.loss import chunk_length, cross_entropy

@@ -12,10 +12,11 @@ from cluster.errors import ClusterError, ConfigError
 from cluster.secret_place import SecretPlace
 from launcher import app
 from launcher.attempts import end_run
-from launcher.config import LaunchConfig, ModelConfig, RunConfig
+from launcher.config import LaunchConfig, RunConfig
 from launcher.data.config import DataConfig
 from launcher.guard import guarded
 from launcher.index import Entry, index_of
+from launcher.models.config import ModelConfig
 from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus, StopRequest
 from tests.unit.fake_head import CONFIG, Head
 

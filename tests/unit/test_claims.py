@@ -10,12 +10,13 @@ from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
 from launcher.attempts import claim_next, end_run, next_attempt, settle
 from launcher.claims import Claims, Superseded
-from launcher.config import LaunchConfig, ModelConfig
+from launcher.config import LaunchConfig
 from launcher.data.config import DataConfig
 from launcher.gang.lease import SILENCE_S
 from launcher.gang.record import RunRecord
 from launcher.gang.supervisor import wait_for_silence
 from launcher.index import Entry, RunIndex
+from launcher.models.config import ModelConfig
 from launcher.runs import RunDirectory, RunState, RunStatus, StopRequest
 
 

@@ -14,8 +14,9 @@ from cluster.errors import PodlaunchError
 from launcher.cli.main import app
 from launcher.cli.train_logs import following
 from launcher.cli.train_status import WIDTH, sparkline
-from launcher.config import LaunchConfig, ModelConfig
+from launcher.config import LaunchConfig
 from launcher.data.config import DataConfig
+from launcher.models.config import ModelConfig
 from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus, StopRequest
 
 

@@ -134,9 +134,13 @@ def training(data: dict[str, object], variant: str = "gemma3-nano") -> TrainingC
     return TrainingConfig.from_dict({"model": {"variant": variant}, "data": data})
 
 
+def check(config: TrainingConfig) -> None:
+    check_data(config, open_tokenizer(config.data.tokenizer))
+
+
 def test_a_tokenizer_that_knows_more_than_the_model_is_refused_before_anything_starts(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"has \d+ tokens and gemma3-nano only 320; choose the model's own tokenizer"):
-        check_data(training({"source": "python_stdlib", "max_bytes": 100_000, "tokenizer": str(folder)}))
+        check(training({"source": "python_stdlib", "max_bytes": 100_000, "tokenizer": str(folder)}))
 
 
 def test_conversations_need_a_tokenizer_with_turns(tmp_path: Path) -> None:
@@ -147,4 +151,4 @@ def test_conversations_need_a_tokenizer_with_turns(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record).replace("b", str(i)) + "\n" for i in range(9)))
     config = training({"source": "jsonl", "path": str(tmp_path / "a.jsonl"), "tokenizer": str(folder)}, "gemma3-270m")
     with pytest.raises(ConfigError, match="has no control token <start_of_turn>, which conversations"):
-        check_data(config)
+        check(config)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig
-from launcher.config import LaunchConfig, ModelConfig
+from launcher.config import LaunchConfig
 from launcher.data.config import DataConfig
 from launcher.gang.placement import Host, incomplete, living_hosts, process_environment
 from launcher.gang.record import RunRecord
+from launcher.models.config import ModelConfig
 from launcher.runs import RunDirectory, RunState, RunStatus
 
 

@@ -14,7 +14,7 @@ from cluster.secret_place import SecretPlace
 from cluster.vm.companion import Beside
 from launcher.attempts import claim_next, submit_next
 from launcher.claims import Claims
-from launcher.config import LaunchConfig, ModelConfig
+from launcher.config import LaunchConfig
 from launcher.data.config import DataConfig
 from launcher.gang.keeper import (
     HEALTHY_S,
@@ -31,6 +31,7 @@ from launcher.gang.keeper import (
 )
 from launcher.gang.lease import SILENCE_S
 from launcher.index import Entry, RunIndex
+from launcher.models.config import ModelConfig
 from launcher.runs import FINAL, Recoveries, RunDirectory, RunState, RunStatus, StopRequest
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConfigError
+from launcher import preflight
 from launcher.config import LaunchConfig
+from launcher.data.tokenizer import ByteTokenizer
+from launcher.models.registry import FAMILIES, VARIANTS
 from launcher.plan import describe
 from launcher.preflight import prepare_run
 from launcher.runs import RunDirectory, RunState, RunStatus
@@ -190,3 +195,26 @@ def test_a_script_is_resumed_with_whatever_arguments_but_not_as_another_job(tmp_
     prepare_run(script_config(tmp_path, code, "project/train.py --steps 9", name="old", resume=True))
     with pytest.raises(ConfigError, match=r"made with job=script; choose another run\.name for job=train"):
         prepare_run(config_for(tmp_path, run={"name": "old", "resume": True}))
+
+
+REFERENCE = Path(__file__).resolve().parents[1] / "references" / "gemma" / "gemma3"
+
+
+def test_weights_that_do_not_fit_or_that_hosts_do_not_see_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"model": {"variant": "gemma3-nano", "weights": str(REFERENCE)}}
+    with pytest.raises(ConfigError, match=r"its config.json says layers 7 where gemma3-nano has 6; d_model 32 where"):
+        prepare_run(config_for(tmp_path, **weights))
+    with pytest.raises(ConfigError, match=r"model.weights .*/nowhere: there is no config.json; give a folder with"):
+        prepare_run(config_for(tmp_path, model={"variant": "gemma3-nano", "weights": "nowhere"}))
+    shape = FAMILIES["gemma"].hf_shape(json.loads((REFERENCE / "config.json").read_text()))
+    monkeypatch.setitem(VARIANTS, "gemma3-nano", dataclasses.replace(VARIANTS["gemma3-nano"], **shape))
+    with pytest.raises(ConfigError, match=r"the folder holds neither tokenizer.json nor tokenizer.model"):
+        prepare_run(config_for(tmp_path, **weights))
+    complete = shutil.copytree(REFERENCE, tmp_path / "complete")
+    ByteTokenizer().save(complete)
+    fits = config_for(tmp_path, model={"variant": "gemma3-nano", "weights": str(complete)})
+    with pytest.raises(ConfigError, match=r"complete has \d+ tokens and gemma3-nano only 64"):
+        prepare_run(fits)
+    elsewhere = dataclasses.replace(fits, cluster=dataclasses.replace(fits.cluster, cloud="google"))
+    with pytest.raises(ConfigError, match=r"the hosts of cluster 'c' do not see this machine's files; copy the folder to Cloud Storage"):
+        preflight._check_weights(elsewhere, None)

@@ -133,6 +133,93 @@ def _hf_windowed(variant: Variant) -> dict[str, Any]:
     }
 
 
+_HF_DEFAULTS: dict[int, dict[str, Any]] = {  # what transformers takes for what a config.json leaves out (configuration_gemma*.py)
+    1: {"hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16},
+    2: {
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window_pattern": 2,
+    },
+    3: {
+        "vocab_size": 262_208,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "sliding_window_pattern": 6,
+    },
+}
+_COMMON_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 256_000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+}
+
+
+def hf_shape(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field of a Variant that a config.json decides. Raises ValueError for what no Gemma of ours can be."""
+    if "text_config" in config:  # the multimodal models
+        config = config["text_config"]
+    generations = {model_type: generation for generation, (_, model_type) in _MODEL_TYPES.items()}
+    if (generation := generations.get(str(config.get("model_type")))) is None:
+        raise ValueError(f"its model_type is {config.get('model_type')!r}, known are {', '.join(generations)}")
+    get = {**_COMMON_DEFAULTS, **_HF_DEFAULTS[generation], **config}
+    shape = {
+        "generation": generation,
+        "layers": get["num_hidden_layers"],
+        "d_model": get["hidden_size"],
+        "heads": get["num_attention_heads"],
+        "kv_heads": get["num_key_value_heads"],
+        "head_dim": get["head_dim"],
+        "d_ff": get["intermediate_size"],
+        "vocab": get["vocab_size"],
+        "norm_epsilon": get["rms_norm_eps"],
+        "query_scale": float(get.get("query_pre_attn_scalar", get["head_dim"])),
+        "window": get.get("sliding_window") if generation > 1 else None,
+        "local_per_global": _local_per_global(get) if generation > 1 else 0,
+        "attention_soft_cap": get.get("attn_logit_softcapping"),
+        "final_soft_cap": get.get("final_logit_softcapping"),
+        "post_norms": generation > 1,
+        "query_key_norm": generation > 2,
+    }
+    return shape | _ropes(get)
+
+
+def _local_per_global(get: Mapping[str, Any]) -> int:
+    kinds = get.get("layer_types")
+    if kinds is None:
+        return int(get["sliding_window_pattern"]) - 1
+    local = kinds.index("full_attention") if "full_attention" in kinds else len(kinds)
+    wanted = ["full_attention" if (layer + 1) % (local + 1) == 0 else "sliding_attention" for layer in range(len(kinds))]
+    if kinds != wanted or len(kinds) != get["num_hidden_layers"]:
+        raise ValueError("its layer_types are no regular pattern of local and global layers")
+    return int(local)
+
+
+def _ropes(get: Mapping[str, Any]) -> dict[str, float]:
+    """From either of the ways in which versions of transformers have written them."""
+    parameters = get.get("rope_parameters") or {}
+    wide = parameters.get("full_attention", parameters) or get.get("rope_scaling") or {}
+    near = parameters.get("sliding_attention", parameters)
+    kind = wide.get("rope_type", wide.get("type", "default"))
+    if kind not in ("default", "linear"):
+        raise ValueError(f"its rotary positions are scaled by {kind!r}, known is linear")
+    base = float(wide.get("rope_theta", get["rope_theta"]))
+    return {
+        "rope_global": base,
+        "rope_global_factor": float(wide.get("factor", 1.0)) if kind == "linear" else 1.0,
+        "rope_local": float(near.get("rope_theta", get.get("rope_local_base_freq", base))),
+    }
+
+
 _NORMS = {
     1: {"input_norm": "input_layernorm", "pre_feedforward_norm": "post_attention_layernorm"},
     2: {

@@ -1,0 +1,1 @@
+"""Published weights: folders in the Hugging Face format, here, on gs:// or on the hub. Knows no JAX."""
