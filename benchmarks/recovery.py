@@ -250,6 +250,7 @@ def met(result: dict[str, Any]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many")
     parser.add_argument("--only", action="append", help="an alternative by its name; may be given several times")
     parser.add_argument("--keep", action="store_true", help="leave the folder with runs and logs")
     arguments = parser.parse_args()
@@ -265,9 +266,12 @@ def main() -> int:
         names = [contender.name for contender in contenders]
         chosen = [contender for contender in contenders if not arguments.only or contender.name in arguments.only]
         samples: dict[str, list[Sample]] = {name: [] for name in names}
+        end = time.monotonic() + 60 * arguments.minutes
         for number in range(arguments.rounds):
             order = chosen[number % len(chosen) :] + chosen[: number % len(chosen)]
             for contender in order:
+                if time.monotonic() >= end:
+                    break
                 run = f"r{number}-{names.index(contender.name)}"
                 sample = measure(home, contender, run, victim=(number + 1) % HOSTS)
                 samples[contender.name].append(sample)

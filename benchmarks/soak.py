@@ -141,6 +141,7 @@ def children(home: Home) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no further fault after so many")
     parser.add_argument("--keep", action="store_true", help="leave the folder with runs and logs")
     arguments = parser.parse_args()
     rows: list[dict[str, float]] = []
@@ -153,6 +154,8 @@ def main() -> int:
         process = home.launch("job=script", f"job.entrypoint={entrypoint}", *settings)
         told, began = Told(place), time.monotonic()
         for fault in range(1, arguments.faults + 1):
+            if time.monotonic() - began > 60 * arguments.minutes:
+                break
             checkpoint = max((int(path.name) for path in (place / "checkpoints").glob("*") if path.name.isdigit()), default=0)
             wait_for(lambda: told.newest() > checkpoint + EVERY, f"steps before fault {fault}", LIMIT_S)  # noqa: B023  # waited for here
             wait_for(lambda: children(home) == 2 * HOSTS, f"spares before fault {fault}", LIMIT_S, pause=0.5)
@@ -171,7 +174,7 @@ def main() -> int:
         last_line(
             {
                 "benchmark": "soak",
-                "faults": arguments.faults,
+                "faults": len(recoveries),
                 **result,
                 "recovery_median_s": statistics.median(recoveries),
                 "recovery_max_s": max(recoveries),

@@ -5,14 +5,17 @@ Spoken over the dashboard's HTTP interface, so that a command line need not impo
 
 import json
 import shlex
+from typing import TYPE_CHECKING
 
-from cluster.clusters import Cluster
 from cluster.ray_http import RayHttp
 from cluster.secret_place import SecretPlace
 from cluster.state import private_dir, write_atomic
 from cluster.token import keep_run_secret
 from launcher.environment import present
 from launcher.runs import RunDirectory
+
+if TYPE_CHECKING:  # supervisors import this module, and need nothing of a whole cluster
+    from cluster.clusters import Cluster
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
@@ -43,7 +46,7 @@ def ending(http: RayHttp, job: str) -> str:
     return lines[0] if lines else "Ray tells no reason"
 
 
-def run_directories(cluster: Cluster) -> list[str]:
+def run_directories(cluster: "Cluster") -> list[str]:
     """The places of all runs whose supervisors are this cluster's jobs, finished ones included."""
     jobs = cluster.http.get("/api/jobs/")
     return sorted({str(directory) for job in jobs if (directory := (job.get("metadata") or {}).get("run_directory"))})
@@ -54,7 +57,7 @@ def living(http: RayHttp) -> frozenset[str]:
     return frozenset(job["submission_id"] for job in http.get("/api/jobs/") if job["status"] not in ENDED and job.get("submission_id"))
 
 
-def store_secrets(cluster: Cluster, run: RunDirectory, names: list[str]) -> tuple[SecretPlace | None, list[str]]:
+def store_secrets(cluster: "Cluster", run: RunDirectory, names: list[str]) -> tuple[SecretPlace | None, list[str]]:
     """Where the values of those variables are that are set, and which these are.
 
     A 0600 file, or a secret of the cluster's where its hosts do not see this machine's files. The job's command line and metadata, which
