@@ -7,9 +7,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
+from launcher.models.chunks import chunk_length
 from launcher.models.interface import Params
-from launcher.models.loss import chunk_length, cross_entropy
+from launcher.models.loss import cross_entropy
 from launcher.training.state import Blueprint
+
+_REPLICAS = ("slice", "data")
 
 DeviceBatch = dict[str, jax.Array]
 """The fields of `launcher.data.batches.Batch` as global arrays [B, T], split over the batch shards."""
@@ -27,7 +30,7 @@ def loss_and_gradients(
     0.06 s for the same bytes at once), so there a purely data-parallel mesh adds everything up in one collective. (Not with dropout,
     where every device's part would draw the same numbers.)
     """
-    if jax.default_backend() == "cpu" and blueprint.layout.data_parallel and dropout_key is None:
+    if blueprint.layout.platform == "cpu" and blueprint.layout.data_parallel and dropout_key is None:
         (total, count), grads = _one_collective(blueprint, params, frozen, batch)
     else:
         (total, count), grads = _summed(blueprint, params, frozen, batch, dropout_key)
@@ -41,9 +44,10 @@ def loss_sums(blueprint: Blueprint, params: Params, frozen: Params, batch: Devic
     config, mesh = blueprint.config, blueprint.layout.mesh.shape
     model = blueprint.model(params, frozen)
     hidden = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key)
-    rows = config.trainer.batch_size // (mesh["data"] * mesh["fsdp"])
-    chunk = chunk_length(rows, config.trainer.seq_len, config.model.shape.vocab // mesh["tensor"])
-    return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk, model.final_soft_cap)
+    rows = config.trainer.batch_size // blueprint.layout.batch_shards
+    parts, vocab = mesh["sequence"], config.model.shape.vocab
+    chunk = chunk_length(rows, config.trainer.seq_len // parts, vocab // mesh["tensor"])
+    return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk, model.final_soft_cap, parts)
 
 
 def _summed(blueprint: Blueprint, params: Params, frozen: Params, batch: DeviceBatch, dropout_key: jax.Array | None) -> tuple[Sums, Params]:
@@ -73,12 +77,12 @@ def _summed(blueprint: Blueprint, params: Params, frozen: Params, batch: DeviceB
 
 
 def _one_collective(blueprint: Blueprint, params: Params, frozen: Params, batch: DeviceBatch) -> tuple[Sums, Params]:
-    whole, split = PartitionSpec(), PartitionSpec("data")  # type: ignore[no-untyped-call]  # JAX's
+    whole, split = PartitionSpec(), PartitionSpec(_REPLICAS)  # type: ignore[no-untyped-call]  # JAX's
 
     @partial(jax.shard_map, mesh=blueprint.layout.mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False)
     def summed(params: Params, frozen: Params, batch: DeviceBatch) -> tuple[Sums, Params]:
         flat, restore = ravel_pytree(_summed(blueprint, params, frozen, batch, None))
-        restored: tuple[Sums, Params] = restore(jax.lax.psum(flat, "data"))  # type: ignore[no-untyped-call]  # JAX's
+        restored: tuple[Sums, Params] = restore(jax.lax.psum(flat, _REPLICAS))  # type: ignore[no-untyped-call]  # JAX's
         return restored
 
     result: tuple[Sums, Params] = summed(params, frozen, batch)

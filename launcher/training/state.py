@@ -98,7 +98,11 @@ def _narrowed(frozen: Params, config: TrainingConfig) -> Params:
 
 def _build(config: TrainingConfig, layout: Layout, key: jax.Array) -> Decoder:
     options = BuildOptions(
-        dtype=jnp.dtype(config.trainer.compute_dtype), remat=config.remat, constrain=layout.constrain, lora=_lora(config)
+        dtype=jnp.dtype(config.trainer.compute_dtype),
+        remat=config.remat,
+        constrain=layout.constrain,
+        attention=layout.attention,
+        lora=_lora(config),
     )
     return FAMILIES[config.model.family].build(config.model.shape, key, options)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.stages import Lowered
 
 from launcher.data.batches import Batch, EvalBatches, TrainBatches
 from launcher.models.interface import Params
@@ -44,8 +45,18 @@ class CompiledSteps(NamedTuple):
 
 def compile_steps(blueprint: Blueprint) -> CompiledSteps:
     """Compile for the blueprint's shapes and shardings; served from JAX's persistent cache when that is set."""
-    shardings, layout = blueprint.shardings, blueprint.layout
-    batch, schedule = _abstract_batch(blueprint), make_schedule(blueprint.config)
+
+    def evaluate(frozen: Params, params: Params, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
+        return loss_sums(blueprint, params, frozen, batch)
+
+    eval_step = jax.jit(evaluate, out_shardings=blueprint.layout.replicated)
+    lowered = eval_step.lower(blueprint.frozen, blueprint.abstract.params, _abstract_batch(blueprint))
+    return CompiledSteps(lower_train_step(blueprint).compile(), lowered.compile())
+
+
+def lower_train_step(blueprint: Blueprint) -> Lowered:
+    """The training step as the compiler gets it; needs no device of the blueprint's mesh."""
+    layout, schedule = blueprint.layout, make_schedule(blueprint.config)
 
     def train(frozen: Params, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         loss, grads = loss_and_gradients(blueprint, state.params, frozen, batch, _dropout_key(blueprint, state.step))
@@ -54,13 +65,8 @@ def compile_steps(blueprint: Blueprint) -> CompiledSteps:
         metrics = StepMetrics(loss, optax.tree.norm(grads), optax.tree.norm(updates), schedule(state.step))
         return TrainState(params, opt_state, state.step + 1), metrics
 
-    def evaluate(frozen: Params, params: Params, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
-        return loss_sums(blueprint, params, frozen, batch)
-
-    frozen, state = blueprint.frozen, blueprint.abstract
-    train_step = jax.jit(train, donate_argnums=1, out_shardings=(shardings, layout.replicated))
-    eval_step = jax.jit(evaluate, out_shardings=layout.replicated)
-    return CompiledSteps(train_step.lower(frozen, state, batch).compile(), eval_step.lower(frozen, state.params, batch).compile())
+    step = jax.jit(train, donate_argnums=1, out_shardings=(blueprint.shardings, layout.replicated))
+    return step.lower(blueprint.frozen, blueprint.abstract, _abstract_batch(blueprint))
 
 
 def _dropout_key(blueprint: Blueprint, step: jax.Array) -> jax.Array | None:
@@ -88,7 +94,7 @@ def put_batch(source: TrainBatches | EvalBatches, step: int, layout: Layout) -> 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray[Any, Any]:
             assert index is not None  # the shape is static
             values: np.ndarray[Any, Any] = getattr(rows(index), field)
-            return values
+            return values[:, index[1]]
 
         return jax.make_array_from_callback(shape, sharding, shard)
 
