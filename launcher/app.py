@@ -18,8 +18,9 @@ from cluster.errors import ClusterError, PodlaunchError
 from launcher import jobs
 from launcher.attempts import claim_next, end_run, submit_next
 from launcher.code import pack_data
-from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, quote_entrypoint, register_schema
+from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, register_schema, spell_out
 from launcher.config import LaunchConfig
+from launcher.estimate.run import check_memory
 from launcher.follow import EXIT_INTERRUPTED, follow
 from launcher.guard import guarded
 from launcher.index import Entry, RunIndex, index_of, keeper_command
@@ -49,6 +50,7 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False, dry_
     Raises ConfigError before anything is started, ClusterError when the cluster cannot be brought up.
     """
     config = config.with_environment(os.environ).with_absolute_paths()
+    check_memory(config)
     on_gs = is_object(config.run.root or "")
     reached = clusters.reach_cloud(config.cluster) if on_gs else config.cluster
     run, code = prepare_run(config, reached.storage_endpoint)
@@ -147,7 +149,7 @@ def _run_hydra() -> int:
     import hydra
 
     register_schema()
-    sys.argv[1:] = quote_entrypoint(sys.argv[1:])
+    sys.argv[1:] = spell_out(sys.argv[1:])
 
     def point(config: DictConfig) -> int:
         code = launch(load(config), Console())

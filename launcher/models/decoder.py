@@ -82,7 +82,7 @@ class Layers(nnx.Module):
         x = x + (self.post_attention_norm(attended) if self.variant.post_norms else attended)
         fed = self._feed_forward(self.pre_feedforward_norm(x))
         x = x + (self.post_feedforward_norm(fed) if self.variant.post_norms else fed)
-        return self.options.constrain(x, ("batch", None, None)), cache
+        return self.options.constrain(x, ("batch", "length", None)), cache
 
     def _attend(
         self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array, cache: KVCache | None, at: jax.Array | int
@@ -174,7 +174,7 @@ class Transformer(nnx.Module):
     def _embedded(self, tokens: jax.Array) -> jax.Array:
         v, options = self.variant, self.options
         x = self.embed[...][tokens].astype(options.dtype) * jnp.asarray(v.d_model**0.5, options.dtype)
-        return options.constrain(x, ("batch", None, None))
+        return options.constrain(x, ("batch", "length", None))
 
     @property
     def _kinds(self) -> jax.Array:

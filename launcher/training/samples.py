@@ -43,7 +43,7 @@ class Sampler:
         self._config, self._tokenizer, self._layout = config, tokenizer, blueprint.layout
         prompts = [encode_prompt(prompt, tokenizer, chat=config.chat) for prompt in config.prompts]
         self._tokens, self._lengths = _padded(prompts, tokenizer, blueprint.layout)
-        rows = blueprint.layout.batch
+        rows = blueprint.layout.rows
         abstract = [abstract_array(array.shape, jnp.int32, rows) for array in (self._tokens, self._lengths)]
 
         def write(params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -54,7 +54,7 @@ class Sampler:
 
     def __call__(self, params: Params) -> list[Sample]:
         """One sample a prompt, in their order."""
-        rows = self._layout.batch
+        rows = self._layout.rows
         given = [jax.make_array_from_callback(array.shape, rows, partial(_part, array)) for array in (self._tokens, self._lengths)]
         written = np.asarray(self._write(params, *given).addressable_data(0))
         return [self._read(prompt, row) for prompt, row in zip(self._config.prompts, written, strict=False)]
@@ -115,7 +115,7 @@ def _choose(model: Decoder, hidden: jax.Array, number: jax.Array, config: Sample
 
 def _padded(prompts: Sequence[NDArray[np.int32]], tokenizer: Tokenizer, layout: Layout) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(tokens [B, P], lengths [B]), with as many rows as the mesh can split."""
-    shards = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
+    shards = layout.batch_shards
     filled = [*prompts, *[np.array([tokenizer.bos], np.int32)] * (-len(prompts) % shards)]
     tokens = np.full((len(filled), max(map(len, filled))), tokenizer.pad, np.int32)
     for row, prompt in zip(tokens, filled, strict=True):
