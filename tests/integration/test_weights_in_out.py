@@ -135,7 +135,7 @@ def configured(run: Path, weights: str, **trainer: Any) -> Path:
 def base(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[tuple[Path, float]]:
     """What a short run exported, and its held-out loss then."""
     run = write_config(tmp_path_factory.mktemp("base"), steps=6, log_every=2)
-    with Gang(run, cache, processes=1, devices=1) as gang:
+    with Gang(run, cache, processes=1) as gang:
         assert gang.wait() == [0], gang.events
         yield run / "export", gang.named("evaluation")[1]["loss"]
 
