@@ -16,9 +16,9 @@ _INTRO = """\
 
 Made from the schema by `python -m launcher.reference`; do not edit.
 
-Every setting of `launch.py`, `podlaunch` and of YAML files, with its type and its default in the schema. What is composed when nothing is
-given also depends on the files of `conf/`, among which `cluster=v5e` and the like choose; `--cfg job` behind `podlaunch` prints it. A command
-like `tpu start v5e slices=2` takes the settings of `cluster` without that prefix.
+Every setting of `launch.py`, `podlaunch` and of YAML files, with its type and its default in the schema. What is composed when nothing
+is given also depends on the files of `conf/`, among which `cluster=v5e` and the like choose; `--cfg job` behind `podlaunch` prints it.
+A command like `tpu start v5e slices=2` takes the settings of `cluster` without that prefix.
 """
 
 
