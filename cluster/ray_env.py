@@ -13,6 +13,8 @@ _OWN_RAY_SETTINGS = {
     "PYTHONSAFEPATH": "1",
     # Ray renames its processes; without this the new name overwrites the environment that marks whose they are.
     "SPT_NOENV": "1",
+    # Ray lowers the priority of its workers by 15, and training runs in a child of one: anything else on the machine would go first.
+    "RAY_worker_niceness": "0",
     # The runner decides what its training process sees of the accelerators.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

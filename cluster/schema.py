@@ -66,6 +66,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return _convert_union(value, args, where)
+    if isinstance(value, str) and hasattr(hint, "from_word"):  # a class that has words for some of its values
+        return hint.from_word(value)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, typing.cast(type, hint)) else build(typing.cast(type, hint), value, where)
     if origin is list and isinstance(value, list | tuple):

@@ -18,8 +18,9 @@ from cluster.errors import ClusterError, PodlaunchError
 from launcher import jobs
 from launcher.attempts import claim_next, end_run, submit_next
 from launcher.code import pack_data
-from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, quote_entrypoint, register_schema
+from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, register_schema, spell_out
 from launcher.config import LaunchConfig
+from launcher.estimate.run import check_memory
 from launcher.follow import EXIT_INTERRUPTED, follow
 from launcher.guard import guarded
 from launcher.index import Entry, RunIndex, index_of, keeper_command
@@ -49,6 +50,7 @@ def launch(config: LaunchConfig, console: Console, *, detach: bool = False, dry_
     Raises ConfigError before anything is started, ClusterError when the cluster cannot be brought up.
     """
     config = config.with_environment(os.environ).with_absolute_paths()
+    check_memory(config)
     on_gs = is_object(config.run.root or "")
     reached = clusters.reach_cloud(config.cluster) if on_gs else config.cluster
     run, code = prepare_run(config, reached.storage_endpoint)
@@ -125,20 +127,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     now = time.time()
     fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=now, attempt=attempt, job=job)
     if before is not None:
-        before = before.accounted_until(now)
-        fresh = dataclasses.replace(
-            fresh,
-            step=before.step,
-            recoveries=before.recoveries,
-            held_out_before=before.held_out_before,
-            checkpoint=before.checkpoint,
-            cost_usd=before.cost_usd,
-            started_at=before.started_at,
-            phases=before.phases,
-            costs=before.costs,
-            highest_step=before.highest_step,
-            quiet_at=before.quiet_at,
-        )
+        fresh = fresh.after(before.accounted_until(now))
     index = index_of(cluster.config)
     secrets, names = jobs.store_secrets(cluster, run, config.run.secrets)
     status = dataclasses.replace(fresh, total_steps=config.total_steps, phase="submitted", updated_at=now)
@@ -160,7 +149,7 @@ def _run_hydra() -> int:
     import hydra
 
     register_schema()
-    sys.argv[1:] = quote_entrypoint(sys.argv[1:])
+    sys.argv[1:] = spell_out(sys.argv[1:])
 
     def point(config: DictConfig) -> int:
         code = launch(load(config), Console())

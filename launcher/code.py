@@ -17,8 +17,6 @@ from pathlib import Path
 
 from cluster.errors import ConfigError
 from launcher.data.config import DataConfig
-from launcher.data.hf_tokenizer import tokenizer_files
-from launcher.data.sources import files_to_send
 
 PACKAGES = ("launcher", "cluster")
 MAX_BYTES = 100 * 2**20
@@ -55,6 +53,10 @@ def pack_data(config: DataConfig) -> bytes | None:
     """
     if not config.paths():
         return None
+    # Only who launches packs: supervisors and runners, which import this module to unpack, start without NumPy.
+    from launcher.data.hf_tokenizer import tokenizer_files
+    from launcher.data.sources import files_to_send
+
     files = {name: files_to_send(source, name) for name, source, _ in config.sources() if source.path is not None}
     found = {f"{name}.path": paths for name, paths in files.items()}
     if config.tokenizer is not None:

@@ -17,9 +17,11 @@ from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
 from cluster.schema import did_you_mean, flatten
 from launcher.config import LaunchConfig, meaningless_for_script, read_yaml
+from launcher.mesh import AUTO, AXES
 
 CONFIG_NAME = "config"
 ENTRYPOINT = "job.entrypoint"
+_MESH_WORD = re.compile(rf"trainer\.mesh=(['\"]?){AUTO}\1")
 _BARE = re.compile(rf"{re.escape(ENTRYPOINT)}=(?!null$)[^'\"]")
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
@@ -49,14 +51,24 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return compose(CONFIG_NAME, overrides=quote_entrypoint(overrides))
+            return compose(CONFIG_NAME, overrides=spell_out(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
 
 
-def quote_entrypoint(overrides: Sequence[str]) -> list[str]:
-    """With the value of job.entrypoint quoted for Hydra: it may hold '=' and ',', and the shell has taken the user's own quotes."""
-    return [f"{ENTRYPOINT}={_quote(override[len(ENTRYPOINT) + 1 :])}" if _BARE.match(override) else override for override in overrides]
+def spell_out(overrides: Sequence[str]) -> list[str]:
+    """With trainer.mesh=auto as the settings that it stands for, and the value of job.entrypoint quoted for Hydra: it may hold '=' and ',',
+    and the shell has taken the user's own quotes.
+    """
+    return [
+        override
+        for given in overrides
+        for override in ([f"trainer.mesh.{axis}=null" for axis in AXES] if _MESH_WORD.fullmatch(given) else _quoted(given))
+    ]
+
+
+def _quoted(override: str) -> list[str]:
+    return [f"{ENTRYPOINT}={_quote(override[len(ENTRYPOINT) + 1 :])}" if _BARE.match(override) else override]
 
 
 def load(config: DictConfig) -> LaunchConfig:

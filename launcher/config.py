@@ -27,6 +27,7 @@ from cluster.errors import ConfigError
 from cluster.schema import at_least, build, did_you_mean, to_plain
 from launcher.data.config import DataConfig
 from launcher.entrypoint import Entrypoint, parse_entrypoint
+from launcher.mesh import MeshConfig
 from launcher.models.config import ModelConfig
 from launcher.training.saving import parse_every
 
@@ -180,37 +181,24 @@ class JobConfig:
 
 
 @dataclass(frozen=True)
-class MeshConfig:
-    """How many ways the devices are split along each axis; -1 (at most one of them) takes what is left."""
+class SamplesConfig:
+    """Texts that the model writes before the first step and after the last, to be read by people."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    prompts: list[str] = field(default_factory=list)
+    """What each of them begins with; none: nothing is written."""
+    chat: bool = False
+    """Whether a prompt is what the user says in a conversation, which the model answers."""
+    max_tokens: int = 64
+    """Of each text, at most; it ends with an end-of-text or end-of-turn token."""
+    temperature: float = 0.0
+    """What logits are divided by before a token is drawn; 0 takes the likeliest one always."""
+    seed: int = 0
+    """Of the drawing: the same seed, prompts and weights give the same texts."""
 
     def __post_init__(self) -> None:
-        sizes = (self.data, self.fsdp, self.tensor)
-        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
-            raise ConfigError(
-                f"trainer.mesh {{data: {self.data}, fsdp: {self.fsdp}, tensor: {self.tensor}}}: "
-                "sizes are at least 1, and at most one of them is -1"
-            )
-
-    def resolve(self, devices: int) -> "MeshConfig":
-        """The same mesh with -1 filled in for `devices` devices. Raises ConfigError when it does not divide."""
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
-        given = math.prod(size for size in sizes.values() if size != -1)
-        filled = {name: devices // given if size == -1 else size for name, size in sizes.items()}
-        if math.prod(filled.values()) != devices:
-            raise ConfigError(
-                f"trainer.mesh {{{', '.join(f'{k}: {v}' for k, v in sizes.items())}}} does not divide {devices} devices; "
-                f"its product must be {devices}, or set one axis to -1"
-            )
-        return MeshConfig(**filled)
-
-    @property
-    def batch_shards(self) -> int:
-        """Over how many shards the global batch is split (data x fsdp)."""
-        return self.data * self.fsdp
+        at_least("trainer.samples.max_tokens", self.max_tokens, 1)
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"trainer.samples.temperature {self.temperature}: give 0 or a positive number, for example 0.8")
 
 
 @dataclass(frozen=True)
@@ -245,6 +233,7 @@ class TrainerConfig:
     """Held-out batches of one evaluation, at most; there is one before the first step and one after the last."""
     eval_every: int | None = None
     """Steps between two evaluations during training; null: none."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint_every: int | str = 20
     """Steps (20), a length of time (10m), or auto: from what a checkpoint costs and how often the run fails."""
     keep_checkpoints: int = 3
@@ -310,17 +299,24 @@ class TrainingConfig:
             return self.trainer.remat
         return "full" if self.model.shape.parameters >= REMAT_FROM_PARAMETERS else "none"
 
-    def check_devices(self, devices: int) -> MeshConfig:
-        """The mesh for `devices` devices. Raises ConfigError when mesh or batch do not fit them."""
-        mesh = self.trainer.mesh.resolve(devices)
+    def check_devices(self, devices: int, slices: int | None = None) -> MeshConfig:
+        """The mesh for `devices` devices (of as many slices as it says, where `slices` is not given), what is open in it data-parallel.
+
+        Raises ConfigError when mesh or batch do not fit them.
+        """
+        mesh = self.trainer.mesh.resolve(devices, slices or self.trainer.mesh.slices or 1)
         batch, shards = self.trainer.batch_size, mesh.batch_shards
         if batch % shards:
             near = max(shards, batch // shards * shards)
+            slices_of = f"slices {mesh.slices} x " if mesh.slices != 1 else ""
             raise ConfigError(
                 f"trainer.batch_size {batch} is not divisible by the {shards} data shards of the mesh "
-                f"(data {mesh.data} x fsdp {mesh.fsdp}); use trainer.batch_size={near}"
+                f"({slices_of}data {mesh.data} x fsdp {mesh.fsdp}); use trainer.batch_size={near}"
             )
-        self.model.shape.check_sharding(fsdp=mesh.fsdp, tensor=mesh.tensor)
+        shape = mesh.shape
+        if self.trainer.seq_len % shape["sequence"]:
+            raise ConfigError(f"trainer.mesh.sequence {mesh.sequence} does not divide trainer.seq_len {self.trainer.seq_len}")
+        self.model.shape.check_sharding(fsdp=shape["fsdp"], tensor=shape["tensor"])
         return mesh
 
 
@@ -340,7 +336,7 @@ class LaunchConfig:
         if self.is_script:
             self._check_script()
         else:
-            self.training.check_devices(self.slices.chips)
+            _ = self.training  # a mesh or a batch that does not fit the slices is refused
         if self.run.max_usd is not None and self.slices.usd_per_hour is None:
             raise ConfigError(f"run.max_usd {self.run.max_usd:g}: the catalogue has no price of these slices; use run.max_hours")
 
@@ -393,7 +389,19 @@ class LaunchConfig:
                 raise ConfigError(f"missing setting {name!r}: it has no default, give it a value")
         assert self.model is not None
         assert self.data is not None
-        return TrainingConfig(self.model, self.data, self.trainer)
+        given = TrainingConfig(self.model, self.data, self.trainer)
+        return dataclasses.replace(given, trainer=dataclasses.replace(self.trainer, mesh=self._mesh(given)))
+
+    def _mesh(self, given: TrainingConfig) -> MeshConfig:
+        """trainer.mesh in numbers. On devices that are no TPUs nothing is chosen: collectives of emulated hosts are slow, so they train
+        data-parallel unless the user says otherwise.
+        """
+        slices = self.slices
+        if slices.cloud != "emulated" and given.trainer.mesh.is_open and -1 not in dataclasses.astuple(given.trainer.mesh):
+            from launcher.estimate.choose import choose_mesh  # which knows this schema
+
+            return choose_mesh(given, slices.accelerator, slices.slices)
+        return given.check_devices(slices.chips, slices.slices)
 
     def with_absolute_paths(self) -> Self:
         """With local paths made absolute: the training processes have another working directory."""

@@ -1,5 +1,6 @@
 """Follows a run by its run directory: a live display on a terminal, plain lines elsewhere; ends with the summary."""
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,8 +14,11 @@ from rich.text import Text
 
 from launcher.goodput import Phase
 from launcher.perplexity import perplexity
-from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus
+from launcher.runs import AT_REST, SAMPLES, RunDirectory, RunState, RunStatus
 
+SAMPLES_SHOWN = 5
+SAMPLE_LENGTH = 200
+"""Characters."""
 EXIT_OK = 0
 EXIT_JOB_FAILED = 100
 EXIT_INTERRUPTED = 130
@@ -40,7 +44,7 @@ def follow(run: RunDirectory, console: Console, *, check: Callable[[], str | Non
 
 
 def _watch(run: RunDirectory, console: Console, check: Callable[[], str | None], sleep: Callable[[float], None]) -> RunStatus:
-    news = _News(run)
+    news = News(run)
     told: str | None = None
     display: AbstractContextManager[Live | None] = nullcontext()
     if console.is_terminal:
@@ -61,7 +65,7 @@ def _watch(run: RunDirectory, console: Console, check: Callable[[], str | None],
             sleep(run.poll_s)
 
 
-class _News:
+class News:
     """Turns what is new in the run directory into lines."""
 
     def __init__(self, run: RunDirectory) -> None:
@@ -173,6 +177,8 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
         line("held out", f"{status.held_out_before:.4f} nat a token before, {status.held_out_after:.4f} after; {change}")
     elif status.held_out_after is not None:
         line("held out", f"{status.held_out_after:.4f} nat a token, perplexity {perplexity(status.held_out_after):.4g}")
+    for sample in _samples(run):
+        line(*sample)
     if status.recoveries.total:
         causes = ", ".join(f"{count} {cause}" for cause, count in vars(status.recoveries).items() if count)
         line("recoveries", f"{status.recoveries.total} ({causes})")
@@ -184,6 +190,26 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
         useful = f", ${status.costs.get(Phase.TRAINING, 0.0):.2f} of it trained something new" if status.cost_usd else ""
         line("cost", f"${status.cost_usd:.2f} (estimate by list price){useful}")
     line("directory", run.url)
+
+
+def _samples(run: RunDirectory) -> Iterator[tuple[str, str]]:
+    """(title, text) of what the model wrote, by prompt: the newest text before training, and the newest after."""
+    texts: dict[str, dict[str, str]] = {}
+    for row in run.samples():
+        texts.setdefault(row["prompt"], {})[row["when"]] = row["text"]
+    for prompt, written in list(texts.items())[:SAMPLES_SHOWN]:
+        yield "sample", _quoted(prompt)
+        for when in ("before", "after"):
+            if when in written:
+                yield f"  {when}", _quoted(written[when])
+    if len(texts) > SAMPLES_SHOWN:
+        yield "", f"{len(texts) - SAMPLES_SHOWN} more in {SAMPLES}"
+
+
+def _quoted(text: str) -> str:
+    """On one line, and no longer than one reads."""
+    short = text if len(text) <= SAMPLE_LENGTH else text[:SAMPLE_LENGTH] + "..."
+    return json.dumps(short, ensure_ascii=False)
 
 
 def _clock(seconds: float) -> str:

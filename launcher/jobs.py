@@ -5,15 +5,24 @@ Spoken over the dashboard's HTTP interface, so that a command line need not impo
 
 import json
 import shlex
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from cluster.clusters import Cluster
-from cluster.ray_http import RayHttp
+from cluster.ray_http import HeadRefused, RayHttp
 from cluster.secret_place import SecretPlace
 from cluster.state import private_dir, write_atomic
 from cluster.token import keep_run_secret
 from launcher.environment import present
 from launcher.runs import RunDirectory
 
+if TYPE_CHECKING:  # supervisors import this module, and need nothing of a whole cluster
+    from cluster.clusters import Cluster
+
+AGENT_S = 60.0
+"""How long the head may take until it can start jobs."""
+_NO_AGENT = "No available agent to submit job"
+"""Ray's words, of its dashboard's job head."""
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -22,10 +31,20 @@ def job_id(run: RunDirectory, attempt: int) -> str:
     return run.run_id if attempt == 0 else f"{run.run_id}-{attempt}"
 
 
-def post(http: RayHttp, run: RunDirectory, job: str, secrets: SecretPlace | None, index: str) -> None:
+def post(
+    http: RayHttp,
+    run: RunDirectory,
+    job: str,
+    secrets: SecretPlace | None,
+    index: str,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Start the run's supervisor. `index`: where the cluster's runs are listed (launcher/index.py).
 
-    Raises ClusterError when the head refuses or does not answer.
+    Raises ClusterError when the head refuses or does not answer. A head that has just come up, on a machine that is busy, has no agent yet
+    that starts jobs: that is waited for.
 
     No entrypoint resources: such a job's driver stays on the head, where no preemption can take it.
     """
@@ -34,7 +53,18 @@ def post(http: RayHttp, run: RunDirectory, job: str, secrets: SecretPlace | None
         arguments += ["--secrets", secrets.to_json()]
     entrypoint = f'exec "$PODLAUNCH_PYTHON" -m launcher.gang.supervisor {shlex.join(arguments)}'
     metadata = {"name": run.run_id, "run_directory": run.url}
-    http.post("/api/jobs/", {"entrypoint": entrypoint, "submission_id": job, "metadata": metadata})
+    deadline = clock() + AGENT_S
+    while True:
+        try:
+            http.post("/api/jobs/", {"entrypoint": entrypoint, "submission_id": job, "metadata": metadata})
+        except HeadRefused as error:
+            if _NO_AGENT not in str(error) or clock() >= deadline:
+                raise
+        else:
+            return
+        sleep(1.0)
+        if job in living(http):  # the agent had it, and was too slow to say so
+            return
 
 
 def ending(http: RayHttp, job: str) -> str:
@@ -43,7 +73,7 @@ def ending(http: RayHttp, job: str) -> str:
     return lines[0] if lines else "Ray tells no reason"
 
 
-def run_directories(cluster: Cluster) -> list[str]:
+def run_directories(cluster: "Cluster") -> list[str]:
     """The places of all runs whose supervisors are this cluster's jobs, finished ones included."""
     jobs = cluster.http.get("/api/jobs/")
     return sorted({str(directory) for job in jobs if (directory := (job.get("metadata") or {}).get("run_directory"))})
@@ -54,7 +84,7 @@ def living(http: RayHttp) -> frozenset[str]:
     return frozenset(job["submission_id"] for job in http.get("/api/jobs/") if job["status"] not in ENDED and job.get("submission_id"))
 
 
-def store_secrets(cluster: Cluster, run: RunDirectory, names: list[str]) -> tuple[SecretPlace | None, list[str]]:
+def store_secrets(cluster: "Cluster", run: RunDirectory, names: list[str]) -> tuple[SecretPlace | None, list[str]]:
     """Where the values of those variables are that are set, and which these are.
 
     A 0600 file, or a secret of the cluster's where its hosts do not see this machine's files. The job's command line and metadata, which

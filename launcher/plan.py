@@ -2,6 +2,8 @@
 
 from launcher.config import LaunchConfig
 from launcher.data.config import SourceConfig
+from launcher.estimate.memory import GIB
+from launcher.estimate.run import estimate_of
 from launcher.models.registry import VARIANTS
 from launcher.runs import RunDirectory
 
@@ -25,7 +27,6 @@ def describe(config: LaunchConfig, run: RunDirectory) -> list[tuple[str, str]]:
 def _describe_training(config: LaunchConfig) -> list[tuple[str, str]]:
     training, trainer = config.training, config.trainer
     model, data = training.model, training.data
-    mesh = training.check_devices(config.slices.chips)
     others = ", ".join(name for name in VARIANTS if name != model.variant)
     return [
         ("model", f"{model.variant}, {_count(model.shape.parameters)} parameters; choose another with model.variant={others}"),
@@ -34,8 +35,26 @@ def _describe_training(config: LaunchConfig) -> list[tuple[str, str]]:
         (
             "training",
             f"{trainer.steps} steps of {trainer.batch_size} x {trainer.seq_len} tokens, learning rate {training.learning_rate:g}, "
-            f"{trainer.compute_dtype}, mesh data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}",
+            f"{trainer.compute_dtype}, mesh {training.trainer.mesh.describe()}",
         ),
+        *(_describe_estimate(config) if config.slices.cloud != "emulated" else []),
+    ]
+
+
+def _describe_estimate(config: LaunchConfig) -> list[tuple[str, str]]:
+    """What a chip has to hold and how fast it can be at best; said before anything is paid for."""
+    estimate = estimate_of(config)
+    memory, time, kind = estimate.memory, estimate.time, config.slices.accelerator
+    biggest = sorted(memory.by_kind().items(), key=lambda item: -item[1])[:3]
+    parts = ", ".join(f"{name.replace('_', ' ')} {size / GIB:.2f}" for name, size in biggest)
+    usd = time.usd_per_billion_tokens
+    price = "" if usd is None else f", from ${usd:.0f} a billion tokens at list price"
+    return [
+        (
+            "memory",
+            f"about {memory.total / GIB:.2f} of {kind.hbm_gib:g} GiB a chip ({parts}); an estimate, tpu train check asks the compiler",
+        ),
+        ("speed", f"at most {time.tokens_per_second:,.0f} tokens/s, bound by {time.bound}{price}; an estimate at the chips' peaks"),
     ]
 
 

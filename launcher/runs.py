@@ -1,14 +1,14 @@
 """The run directory: the only truth about a run. One writer and one reader for everything that is in it.
 
     <run.root>/<run_id>/
-      config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl
+      config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl  samples.jsonl
       logs/<attempt>/host-<i>.log (and .stacks of one that hung)  checkpoints/<step>/  export/  tensorboard/
       claims/<attempt>.json  whose attempt it is (launcher/claims.py)
       stop                   present once somebody asked the run to stop; it holds how (StopRequest)
 
 The command line, the dashboard and outside scripts read it; only whoever holds the newest claim (the run's supervisor, or who submits or
-ends the run in its place) writes status.json and events.jsonl, and only process 0 of the training gang writes metrics.jsonl. On gs:// the
-files that grow (*.jsonl, logs) are folders of segments, see run_files.py.
+ends the run in its place) writes status.json and events.jsonl, and only process 0 of the training gang writes metrics.jsonl and
+samples.jsonl. On gs:// the files that grow (*.jsonl, logs) are folders of segments, see run_files.py.
 """
 
 import json
@@ -29,6 +29,8 @@ from launcher.config import LaunchConfig, parse_yaml
 from launcher.goodput import Phase
 from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
 
+SAMPLES = "samples.jsonl"
+"""Texts that the model wrote, one a line."""
 DATA = "data.zip"
 """The user's training data, where the hosts do not see the machine that it is on."""
 _LOG = re.compile(r"(\d+)/host-(\d+)\.log")
@@ -153,6 +155,22 @@ class RunStatus:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def after(self, before: "RunStatus") -> "RunStatus":
+        """This status of a run that is taken up again, with what stays from `before`, when it had ended."""
+        return replace(
+            self,
+            step=before.step,
+            recoveries=before.recoveries,
+            held_out_before=before.held_out_before,
+            checkpoint=before.checkpoint,
+            cost_usd=before.cost_usd,
+            started_at=before.started_at,
+            phases=before.phases,
+            costs=before.costs,
+            highest_step=before.highest_step,
+            quiet_at=before.quiet_at,
+        )
+
     @property
     def unwatched(self) -> Phase:
         """What a run in this state is doing while no supervisor accounts for it."""
@@ -254,6 +272,9 @@ class RunDirectory:
 
     def metrics(self) -> "JsonLines":
         return JsonLines(self.files.tail("metrics.jsonl"))
+
+    def samples(self) -> "JsonLines":
+        return JsonLines(self.files.tail(SAMPLES))
 
     def log_name(self, attempt: int, host: int) -> str:
         """Of the file that one training process writes to."""

@@ -1,9 +1,12 @@
 """Every suite's minutes are printed at the end, before pytest's own closing line."""
 
+import os
 from collections import defaultdict
 
 import hypothesis
 import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where libtpu is installed JAX would look for a TPU
 
 hypothesis.settings.register_profile("podlaunch", deadline=None)  # a busy machine is no error; every test has its time limit
 hypothesis.settings.load_profile("podlaunch")

@@ -1,8 +1,10 @@
 """Every accelerator type that the Cloud TPU API serves, with what a launcher has to know about it.
 
 Sources: Google's pages "TPU v3", "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU software versions" (names, topologies, hosts, runtime
-versions, peak FLOP/s, memory); the bf16 peak of v2 comes from a secondary source. The number in a name counts TensorCores for v2, v3, v4
-and v5p (two a chip) and chips for v5e and v6e. TPU7x is not served by this API.
+versions, peak FLOP/s, memory and its bandwidth, "All-reduce bandwidth per Pod" or half of "Bidirectional inter-chip interconnect (ICI)
+bandwidth", "Data center network bandwidth" per chip or per Pod); the bf16 peak of v2 comes from a secondary source, its bandwidths from
+Jouppi et al., "A domain-specific supercomputer for training deep neural networks" (CACM 63/7, 2020). The number in a name counts
+TensorCores for v2, v3, v4 and v5p (two a chip) and chips for v5e and v6e. TPU7x is not served by this API.
 """
 
 import functools
@@ -36,6 +38,12 @@ class AcceleratorType:
     """A chip's peak, 1e12 bf16 floating-point operations a second."""
     hbm_gib: float
     """A chip's memory, GiB."""
+    hbm_gb_per_s: float
+    """Bandwidth of a chip's memory, 1e9 bytes a second."""
+    ici_gb_per_s: float
+    """What a chip takes in over all its links to other chips of the slice, 1e9 bytes a second; it sends as much."""
+    dcn_gb_per_s: float | None
+    """A chip's share of the network between slices, 1e9 bytes a second; None where Google's pages name none."""
     usd_per_chip_hour: float | None
     usd_per_chip_hour_spot: float | None
 
@@ -54,6 +62,9 @@ class _Generation:
     runtime_version: str
     peak_bf16_tflops: float
     hbm_gib: float
+    hbm_gb_per_s: float
+    ici_gb_per_s: float
+    dcn_gb_per_s: float | None
     usd: float
     usd_spot: float
     topologies: tuple[str, ...]
@@ -61,6 +72,7 @@ class _Generation:
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_FLAT_V3 = ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 
@@ -78,14 +90,12 @@ def _cubes(limit: int) -> tuple[str, ...]:
 _GENERATIONS = {
     generation.name: generation
     for generation in (
-        _Generation("v2", "v2", 2, "tpu-ubuntu2204-base", 45, 16, 1.125, 0.34, ("2x2", "4x4", "8x8", "8x16", "16x16")),
-        _Generation(
-            "v3", "v3", 2, "tpu-ubuntu2204-base", 123, 32, 2.00, 0.51, ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "16x32", "32x32")
-        ),
-        _Generation("v4", "v4", 2, "tpu-ubuntu2204-base", 275, 32, 3.22, 0.92, (*_SMALL_3D, *_cubes(64))),
-        _Generation("v5e", "v5litepod", 1, "v2-alpha-tpuv5-lite", 197, 16, 1.20, 0.60, _FLAT),
-        _Generation("v5p", "v5p", 2, "v2-alpha-tpuv5", 459, 95, 4.20, 1.68, (*_SMALL_3D, *_cubes(96))),
-        _Generation("v6e", "v6e", 1, "v2-alpha-tpuv6e", 918, 32, 2.70, 1.22, _FLAT),
+        _Generation("v2", "v2", 2, "tpu-ubuntu2204-base", 45, 16, 700, 248, None, 1.125, 0.34, ("2x2", "4x4", "8x8", "8x16", "16x16")),
+        _Generation("v3", "v3", 2, "tpu-ubuntu2204-base", 123, 32, 900, 332, None, 2.00, 0.51, (*_FLAT_V3, "16x32", "32x32")),
+        _Generation("v4", "v4", 2, "tpu-ubuntu2204-base", 275, 32, 1200, 268, None, 3.22, 0.92, (*_SMALL_3D, *_cubes(64))),
+        _Generation("v5e", "v5litepod", 1, "v2-alpha-tpuv5-lite", 197, 16, 819, 200, 3.125, 1.20, 0.60, _FLAT),
+        _Generation("v5p", "v5p", 2, "v2-alpha-tpuv5", 459, 95, 2765, 600, 6.25, 4.20, 1.68, (*_SMALL_3D, *_cubes(96))),
+        _Generation("v6e", "v6e", 1, "v2-alpha-tpuv6e", 918, 32, 1640, 400, 12.5, 2.70, 1.22, _FLAT),
     )
 }
 GENERATIONS = tuple(_GENERATIONS)
@@ -175,6 +185,9 @@ def _make(generation: _Generation, topology: str) -> AcceleratorType:
         runtime_version=generation.runtime_version,
         peak_bf16_tflops=generation.peak_bf16_tflops,
         hbm_gib=generation.hbm_gib,
+        hbm_gb_per_s=generation.hbm_gb_per_s,
+        ici_gb_per_s=generation.ici_gb_per_s,
+        dcn_gb_per_s=generation.dcn_gb_per_s,
         usd_per_chip_hour=generation.usd,
         usd_per_chip_hour_spot=generation.usd_spot,
     )

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from cluster.errors import ConfigError, PodlaunchError
 from launcher.attempts import end_run
-from launcher.cli import train_compare, train_logs, train_status
+from launcher.cli import check, train_compare, train_logs, train_status
 from launcher.cli.options import CONSOLE, DEFAULT_ROOT, Root, Run, cluster_of, locate_run
 from launcher.follow import follow
 from launcher.index import index_of
@@ -64,6 +64,9 @@ def _place(directory: str | None) -> list[str]:
     place = directory.rstrip("/") if is_object(directory) else str(Path(directory).absolute())
     root, _, name = place.rpartition("/")
     return [f"run.root='{root}'", f"run.name='{name}'"]
+
+
+app.command("check")(check.check)
 
 
 @app.command("attach")

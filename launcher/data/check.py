@@ -3,6 +3,7 @@
 from cluster.errors import ConfigError
 from launcher.config import TrainingConfig
 from launcher.data.cache import ranks_of, split_limit
+from launcher.data.documents import START_OF_TURN
 from launcher.data.pack import control_id
 from launcher.data.sources import read_documents
 from launcher.data.tokenizer import Tokenizer
@@ -27,4 +28,7 @@ def check_data(config: TrainingConfig, tokenizer: Tokenizer) -> int:
         for piece in next(iter(read_documents(source, where))).pieces:
             if piece.control:
                 control_id(tokenizer, piece.text.decode())
+    samples = config.trainer.samples
+    if samples.chat and samples.prompts:
+        control_id(tokenizer, START_OF_TURN)
     return sum(map(len, ranks))

@@ -98,6 +98,12 @@ class Attempt:
         return any(failure.needs_new_hosts for failure in self.evidence + self.notices)
 
     @property
+    def hosts_may_be_lost(self) -> bool:
+        """One is, or all processes were killed at once, which is how a slice goes that takes its runners along a moment later."""
+        killed = sum(failure.code == -signal.SIGKILL for failure in self.evidence)
+        return killed == len(self.hosts) or any(failure.code is None for failure in self.evidence)
+
+    @property
     def blamed_slices(self) -> list[str]:
         """Those that have to be replaced, and not only given back."""
         return sorted({failure.slice_name for failure in self.evidence if failure.sick})

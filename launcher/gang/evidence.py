@@ -116,7 +116,9 @@ def first_error(output: str) -> str:
 
 
 def is_echo(failure: HostFailure) -> bool:
-    """Whether the process probably failed only because another one did."""
+    """Whether the process probably failed only because another one did. One that was killed did not, whatever it had said last."""
+    if failure.code in (-signal.SIGKILL, -signal.SIGTERM):
+        return False
     return failure.code == -signal.SIGABRT or _says(failure.error, _ECHOES)
 
 

@@ -3,7 +3,7 @@
 A training process sees a local folder, wherever the run directory is; only checkpoints go straight to their place. What is sent is sent
 from the runner, which outlives its training process: the last words of a process that was killed are not lost.
 
-    growing      logs/<attempt>/host-<i>.log of this host; metrics.jsonl of host 0        in segments
+    growing      logs/<attempt>/host-<i>.log of this host; metrics.jsonl and samples.jsonl of host 0        in segments
     replaced     tensorboard/ of host 0                                                   when they grew, at most every REPLACE_INTERVAL_S
     at the end   export/ of host 0                                                        when the process has ended
 """
@@ -22,7 +22,7 @@ import yaml
 from cluster.errors import PodlaunchError
 from launcher import code
 from launcher.run_files import ObjectFiles
-from launcher.runs import DATA, RunDirectory
+from launcher.runs import DATA, SAMPLES, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Mirror:
             if self._host == 0:  # from which the best interval between checkpoints is told
                 (self.folder / "events.jsonl").write_bytes(self._files.read_grown("events.jsonl"))
             self._sent, self._replaced = {}, float("-inf")
-            self._growing = [self._run.log_name(attempt, self._host), *(["metrics.jsonl"] if self._host == 0 else [])]
+            self._growing = [self._run.log_name(attempt, self._host), *(["metrics.jsonl", SAMPLES] if self._host == 0 else [])]
             return self._run.read_code()
 
     def keep_sending(self, ended: threading.Event) -> None:

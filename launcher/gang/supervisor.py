@@ -322,7 +322,7 @@ class Supervisor:
         first, cause = self._attempt.finding()
         slices = sorted({host.slice_name for host in self._gang.hosts} | set(self._attempt.blamed_slices))
         # A process whose peer went away ends on its own, often before Ray tells of the host that was lost.
-        unexplained = first.code is None or is_echo(first)
+        unexplained = is_echo(first) or self._attempt.hosts_may_be_lost
         if cause is Cause.INFRASTRUCTURE and unexplained and (words := self._taken(slices)):
             return replace(first, error=f"{words}; {first.error}", preempted=True), Cause.PREEMPTED
         return first, cause

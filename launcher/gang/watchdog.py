@@ -12,7 +12,7 @@ from launcher.config import HangConfig
 
 REMEMBERED = 64
 """Steps whose time makes the median."""
-_PROGRESS = frozenset({"phase", "step", "checkpoint", "evaluation", "restored", "checkpoint_set_aside", "finished"})
+_PROGRESS = frozenset({"phase", "step", "checkpoint", "evaluation", "samples", "restored", "checkpoint_set_aside", "finished"})
 
 
 class Watchdog:

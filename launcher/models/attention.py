@@ -17,6 +17,16 @@ class Places(NamedTuple):
     segment_ids: jax.Array
 
 
+class KVCache(NamedTuple):
+    """What tokens that are already read have left for those that follow, for S places in all."""
+
+    keys: jax.Array
+    """[layers, B, S, kv_heads, head_dim], rotated; inside the scan over layers without the first axis."""
+    values: jax.Array
+    places: Places
+    """[B, S]; segment 0 where nothing is yet."""
+
+
 class Attention(Protocol):
     """Softmax attention with grouped heads."""
 

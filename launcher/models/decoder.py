@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from launcher.models.attention import Places
+from launcher.models.attention import KVCache, Places, dense_attention
 from launcher.models.interface import BuildOptions
 from launcher.models.variants import Variant
 
@@ -72,31 +72,44 @@ class Layers(nnx.Module):
         if v.query_key_norm:
             self.query_norm, self.key_norm = norm("head_dim", v.head_dim), norm("head_dim", v.head_dim)
 
-    def __call__(self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array) -> jax.Array:
-        """x [B, T, d_model], rope [2 (cos, sin), B, T, 1, head_dim / 2], is_global a bool scalar."""
-        attended = self._attend(self.input_norm(x), places, rope, is_global)
+    def __call__(
+        self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array, cache: KVCache | None = None, at: jax.Array | int = 0
+    ) -> tuple[jax.Array, KVCache | None]:
+        """x [B, T, d_model], rope [2 (cos, sin), B, T, 1, head_dim / 2], is_global a bool scalar. `cache`: of this layer; it
+        knows the places of x already, which begin at `at`.
+        """
+        attended, cache = self._attend(self.input_norm(x), places, rope, is_global, cache, at)
         x = x + (self.post_attention_norm(attended) if self.variant.post_norms else attended)
         fed = self._feed_forward(self.pre_feedforward_norm(x))
         x = x + (self.post_feedforward_norm(fed) if self.variant.post_norms else fed)
-        return self.options.constrain(x, ("batch", None, None))
+        return self.options.constrain(x, ("batch", "length", None)), cache
 
-    def _attend(self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array) -> jax.Array:
+    def _attend(
+        self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array, cache: KVCache | None, at: jax.Array | int
+    ) -> tuple[jax.Array, KVCache | None]:
         v = self.variant
         query, key, value = self.query(x), self.key(x), self.value(x)
         if v.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
-        mixed = self.options.attention(
-            _rotate(query, rope),
-            _rotate(key, rope),
+        query, key = _rotate(query, rope), _rotate(key, rope)
+        keys_at, attention = places, self.options.attention
+        if cache is not None:
+            key = jax.lax.dynamic_update_slice_in_dim(cache.keys, key, at, axis=1)
+            value = jax.lax.dynamic_update_slice_in_dim(cache.values, value, at, axis=1)
+            cache = KVCache(key, value, cache.places)
+            keys_at, attention = cache.places, dense_attention  # another kernel may be made for queries and keys in the same places
+        mixed = attention(
+            query,
+            key,
             value,
             queries_at=places,
-            keys_at=places,
+            keys_at=keys_at,
             is_global=is_global,
             window=v.window,
             scale=v.query_scale**-0.5,
             soft_cap=v.attention_soft_cap,
         )
-        return self.output(mixed)
+        return self.output(mixed), cache
 
     def _feed_forward(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.gelu(self.gate(x), approximate=True) * self.up(x))
@@ -123,20 +136,50 @@ class Transformer(nnx.Module):
 
         tokens, positions, segment_ids: int32 [B, T]. A token sees only tokens of its own segment; segment 0 is padding.
         """
-        v, options = self.variant, self.options
-        x = self.embed[...][tokens].astype(options.dtype) * jnp.asarray(v.d_model**0.5, options.dtype)
-        x = options.constrain(x, ("batch", None, None))
-        ropes, places = _rope_tables(positions, v), Places(positions, segment_ids)
+        ropes, places = _rope_tables(positions, self.variant), Places(positions, segment_ids)
         graph, weights = nnx.split(self.layers)
 
         def body(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
             layer_weights, is_global = layer
             rope = jnp.where(is_global, ropes[1], ropes[0])
-            return nnx.merge(graph, layer_weights)(x, places, rope, is_global), None
+            return nnx.merge(graph, layer_weights)(x, places, rope, is_global)[0], None
 
-        kinds = jnp.array([v.is_global(layer) for layer in range(v.layers)])
-        x, _ = jax.lax.scan(_rematted(body, options.remat), x, (weights, kinds))
+        x, _ = jax.lax.scan(_rematted(body, self.options.remat), self._embedded(tokens), (weights, self._kinds))
         return self.final_norm(x)
+
+    def new_cache(self, batch: int, length: int) -> KVCache:
+        v = self.variant
+        held = jnp.zeros((v.layers, batch, length, v.kv_heads, v.head_dim), self.options.dtype)
+        held = self.options.constrain(held, ("layers", "batch", None, "kv_heads", "head_dim"))
+        nowhere = jnp.zeros((batch, length), jnp.int32)
+        return KVCache(held, held, Places(nowhere, nowhere))
+
+    def extend(
+        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache, at: jax.Array | int
+    ) -> tuple[jax.Array, KVCache]:
+        ropes, places = _rope_tables(positions, self.variant), Places(positions, segment_ids)
+        known = Places(*(jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1) for old, new in zip(cache.places, places, strict=True)))
+        graph, weights = nnx.split(self.layers)
+
+        def body(x: jax.Array, layer: tuple[Any, jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            layer_weights, is_global, keys, values = layer
+            rope = jnp.where(is_global, ropes[1], ropes[0])
+            x, held = nnx.merge(graph, layer_weights)(x, places, rope, is_global, KVCache(keys, values, known), at)
+            assert held is not None
+            return x, (held.keys, held.values)
+
+        x, (keys, values) = jax.lax.scan(body, self._embedded(tokens), (weights, self._kinds, cache.keys, cache.values))
+        return self.final_norm(x), KVCache(keys, values, known)
+
+    def _embedded(self, tokens: jax.Array) -> jax.Array:
+        v, options = self.variant, self.options
+        x = self.embed[...][tokens].astype(options.dtype) * jnp.asarray(v.d_model**0.5, options.dtype)
+        return options.constrain(x, ("batch", "length", None))
+
+    @property
+    def _kinds(self) -> jax.Array:
+        """Whether each layer is a global one."""
+        return jnp.array([self.variant.is_global(layer) for layer in range(self.variant.layers)])
 
     def head(self) -> jax.Array:
         """The tied output weights, [vocab, d_model], float32."""

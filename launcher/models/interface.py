@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from launcher.models.attention import Attention, dense_attention
+from launcher.models.attention import Attention, KVCache, dense_attention
 
 Axes = tuple[str | None, ...]
 Params = dict[str, Any]
@@ -43,6 +43,18 @@ class Decoder(Protocol):
 
     def hidden(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
         """[B, T, d_model] from int32 [B, T] each."""
+        ...
+
+    def new_cache(self, batch: int, length: int) -> KVCache:
+        """An empty one."""
+        ...
+
+    def extend(
+        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache, at: jax.Array | int
+    ) -> tuple[jax.Array, KVCache]:
+        """`hidden` of tokens that follow what the cache holds, and the cache with them in its places from `at` on, the same in all
+        rows.
+        """
         ...
 
     def head(self) -> jax.Array:

@@ -2,18 +2,18 @@
 
     TrainingJob(TrainingConfig.from_yaml("x.yaml"), Path("out")).run()      # one process, no Ray, no cluster
 
-What it leaves in `output`: metrics.jsonl, tensorboard/, checkpoints/<step>/, and export/ when it came to its end.
+What it leaves in `output`: metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/<step>/, and export/ when it came to its end.
 """
 
 import contextlib
 import math
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import jax
 
@@ -23,7 +23,7 @@ from launcher.data.batches import EvalBatches, TrainBatches
 from launcher.data.cache import PackedData, open_packed
 from launcher.data.tokenizer import Tokenizer
 from launcher.models.interface import Params
-from launcher.runs import RunDirectory
+from launcher.runs import SAMPLES, RunDirectory
 from launcher.training.checkpoint import FOLDER, Checkpoints
 from launcher.training.export import export_model
 from launcher.training.history import history_of
@@ -36,6 +36,8 @@ from launcher.training.preemption import StopSignal
 from launcher.training.processes import check_same, from_main, is_main
 from launcher.training.reporter import Reporter, SilentReporter
 from launcher.training.retention import Retention
+from launcher.training.rows import Rows
+from launcher.training.samples import Sampler
 from launcher.training.saving import History, make_saving, parse_every
 from launcher.training.state import Blueprint, TrainState, make_blueprint
 from launcher.training.step import CompiledSteps, compile_steps, put_batch
@@ -111,6 +113,8 @@ class TrainingJob:
         self._phase("compiling")
         blueprint = make_blueprint(self.config, layout, make_optimizer(self.config))
         steps = compile_steps(blueprint)
+        samples = self.config.trainer.samples
+        sampler = Sampler(blueprint, tokenizer, samples) if samples.prompts else None
         self._phase("restoring")
         checkpoints = self._open.enter_context(contextlib.closing(self._checkpoints(data)))
         state = checkpoints.restore(blueprint.abstract)
@@ -118,7 +122,7 @@ class TrainingJob:
             self._phase("initializing")
             state = blueprint.init(self._load(weights, layout, blueprint) if weights else None)
         metrics = self._open.enter_context(MetricsWriter(self.output, self.attempt)) if is_main() else None
-        self._ready = _Prepared(layout, weights, tokenizer, data, steps, blueprint, checkpoints, metrics, stop, state)
+        self._ready = _Prepared(layout, weights, tokenizer, data, steps, sampler, blueprint, checkpoints, metrics, stop, state)
 
     def execute(self) -> TrainingResult:
         """Evaluate, train, evaluate, save, export. Raises Preempted after SIGTERM, with the state saved at a step boundary;
@@ -126,12 +130,16 @@ class TrainingJob:
         """
         ready, trainer = self._prepared(), self.config.trainer
         first = int(ready.state.step)
-        before = self._evaluate("before", first) if first == 0 else None
+        before = None
+        if first == 0:
+            before = self._evaluate("before", first)
+            self._write_samples("before", first)
         self._phase("training")
         loss = self._loop(ready, first).run(first)
         self._phase("saving")
         ready.checkpoints.save(int(ready.state.step), ready.state)
         after = self._evaluate("after", int(ready.state.step))
+        self._write_samples("after", int(ready.state.step))
         self._phase("saving")
         ready.checkpoints.wait()
         self._phase("exporting")
@@ -140,6 +148,13 @@ class TrainingJob:
         export = self._export(ready)
         self.reporter.emit("finished", step=trainer.steps, loss=loss)
         return TrainingResult(trainer.steps, loss, before, after, export)
+
+    def ask_to_stop(self) -> bool:
+        """End at the next step boundary with the state saved, as after SIGTERM; one process only. False when there is no state yet."""
+        if self._ready is None:
+            return False
+        self._ready.stop.ask()
+        return True
 
     def cleanup(self) -> None:
         """Finish a save that is under way, close files and threads. Always call it; may be called again."""
@@ -210,6 +225,23 @@ class TrainingJob:
             ready.metrics.evaluation(step, loss)
         return loss
 
+    def _write_samples(self, when: str, step: int) -> None:
+        ready = self._prepared()
+        if ready.sampler is None:
+            return
+        self._phase("evaluating")
+        samples = [asdict(sample) for sample in ready.sampler(ready.state.params)]
+        self.reporter.emit("samples", when=when, step=step, samples=samples)
+        if is_main():
+            self._record_samples([{"when": when, "step": step, **sample} for sample in samples])
+
+    def _record_samples(self, rows: list[dict[str, Any]]) -> None:
+        config = self.config.trainer.samples
+        file = Rows(self.output / SAMPLES)
+        for row in rows:
+            file.write({**row, "attempt": self.attempt, "time": time.time(), "temperature": config.temperature, "seed": config.seed})
+        file.close()
+
     def _phase(self, name: str) -> None:
         self.reporter.emit("phase", phase=name)
 
@@ -224,6 +256,8 @@ class _Prepared:
     tokenizer: Tokenizer
     data: PackedData
     steps: CompiledSteps
+    sampler: Sampler | None
+    """None without trainer.samples.prompts."""
     blueprint: Blueprint
     checkpoints: Checkpoints
     metrics: MetricsWriter | None

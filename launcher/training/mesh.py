@@ -1,6 +1,7 @@
 """Where arrays live: the mesh of devices, and the one table from logical axes to mesh axes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,17 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from launcher.config import MeshConfig
+from launcher.mesh import MeshConfig
+from launcher.models.attention import Attention
+from launcher.models.fused_attention import attention_for
 from launcher.models.interface import Axes, Decoder, Params
 
-AXES = ("data", "fsdp", "tensor")
-
+AXES = ("slice", "data", "fsdp", "sequence", "tensor")
+"""The slowest network first: devices next to each other along the last axis are neighbours."""
+BATCH = ("slice", "data", "fsdp")
 LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
+    "batch": BATCH,
+    "length": "sequence",
     "vocab": "tensor",
     "embed": "fsdp",
     "heads": "tensor",
@@ -49,13 +54,22 @@ class Layout:
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
         if self.data_parallel:  # nothing to choose, and not allowed where a device's part is computed by hand (gradients.py)
             return x
-        pinned: jax.Array = jax.lax.with_sharding_constraint(x, self.named(axes))  # type: ignore[no-untyped-call]  # JAX's
+        pinned: jax.Array = jax.lax.with_sharding_constraint(x, self.named(axes, x.shape))  # type: ignore[no-untyped-call]  # JAX's
         return pinned
 
     @property
     def data_parallel(self) -> bool:
-        """Whether every device holds all weights."""
-        return bool(self.mesh.shape["fsdp"] == self.mesh.shape["tensor"] == 1)
+        """Whether every device holds all weights and whole sequences."""
+        return all(size == 1 for axis, size in self.mesh.shape.items() if axis not in ("slice", "data"))
+
+    @property
+    def platform(self) -> str:
+        """cpu, gpu or tpu: of the mesh's devices, which a process that only compiles does not have."""
+        return str(self.mesh.devices.flat[0].platform)
+
+    @property
+    def attention(self) -> Attention:
+        return attention_for(self.mesh, BATCH, heads="tensor", sequence="sequence")
 
     @property
     def replicated(self) -> NamedSharding:
@@ -63,8 +77,17 @@ class Layout:
 
     @property
     def batch(self) -> NamedSharding:
-        """Of [B, ...] arrays."""
+        """Of [B, T] arrays."""
+        return self.named(("batch", "length"))
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Of [B, ...] arrays whose sequences are short, or change their length."""
         return self.named(("batch",))
+
+    @property
+    def batch_shards(self) -> int:
+        return self._count(BATCH)
 
     def params(self, abstract: Decoder) -> Params:
         """Shardings in the shape of the model's weights, from the axis names that each weight carries."""
@@ -77,20 +100,21 @@ class Layout:
         return dict(nnx.to_pure_dict(shardings))
 
 
-def make_layout(config: MeshConfig) -> Layout:
-    """The mesh over all devices of all processes; `config` must be resolved for that many.
+def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
+    """The mesh over `devices`, by default all of all processes; `config` must be resolved for that many.
 
     Axes are of type Auto: the model relies on the compiler to propagate shardings.
     """
-    shape = (config.data, config.fsdp, config.tensor)
-    return Layout(Mesh(_arrange(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+    shape = tuple(config.shape[axis] for axis in AXES)
+    arranged = _arrange(shape, list(devices if devices is not None else jax.devices()))
+    return Layout(Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
 
 
-def _arrange(shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
-    """Devices in the mesh's shape. With several slices the data axis spans them: gradients alone cross the slower network."""
-    devices = jax.devices()
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    data, fsdp, tensor = shape
-    if slices > 1 and data % slices == 0:
-        return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
+def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray[Any, Any]:
+    """Devices in the mesh's shape, the slices of TPUs along its first axis."""
+    slices, *within = shape
+    if slices > 1 and len({getattr(device, "slice_index", 0) for device in devices}) == slices:
+        return mesh_utils.create_hybrid_device_mesh((1, *within), (slices, *[1] * len(within)), devices)
+    if slices > 1:  # emulated hosts, whose processes are numbered slice by slice
+        return np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
     return mesh_utils.create_device_mesh(shape, devices)

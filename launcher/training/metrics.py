@@ -6,10 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tensorboardX import SummaryWriter
-
 from launcher.perplexity import perplexity
 from launcher.training.rows import Rows
+from launcher.training.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)

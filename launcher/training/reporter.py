@@ -8,6 +8,7 @@
     checkpoint_set_aside  {step, reason}
     restored              {step}
     evaluation            {when: before | during | after, step, loss}
+    samples               {when: before | after, step, samples: [{prompt, text, tokens}]}
     finished              {step, loss}
     error                 {error}       one line
 

@@ -82,6 +82,7 @@ def _build(config: TrainingConfig, layout: Layout, key: jax.Array) -> Decoder:
         dtype=jnp.dtype(config.trainer.compute_dtype),
         remat=config.remat,
         constrain=layout.constrain,
+        attention=layout.attention,
     )
     return FAMILIES[config.model.family].build(variant, key, options)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 
 from launcher.data.batches import Batch, EvalBatches, TrainBatches
 from launcher.training.gradients import DeviceBatch, loss_and_gradients, loss_sums
@@ -37,8 +37,14 @@ class CompiledSteps(NamedTuple):
 
 def compile_steps(blueprint: Blueprint) -> CompiledSteps:
     """Compile for the blueprint's shapes and shardings; served from JAX's persistent cache when that is set."""
-    shardings, layout = blueprint.shardings, blueprint.layout
-    batch, schedule = _abstract_batch(blueprint), make_schedule(blueprint.config)
+    eval_step = jax.jit(partial(loss_sums, blueprint), out_shardings=blueprint.layout.replicated)
+    evaluate = eval_step.lower(blueprint.abstract.params, _abstract_batch(blueprint))
+    return CompiledSteps(lower_train_step(blueprint).compile(), evaluate.compile())
+
+
+def lower_train_step(blueprint: Blueprint) -> Lowered:
+    """The training step as the compiler gets it; needs no device of the blueprint's mesh."""
+    layout, schedule = blueprint.layout, make_schedule(blueprint.config)
 
     def train(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         loss, grads = loss_and_gradients(blueprint, state.params, batch)
@@ -46,9 +52,8 @@ def compile_steps(blueprint: Blueprint) -> CompiledSteps:
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(grads), schedule(state.step))
 
-    train_step = jax.jit(train, donate_argnums=0, out_shardings=(shardings, layout.replicated))
-    eval_step = jax.jit(partial(loss_sums, blueprint), out_shardings=layout.replicated)
-    return CompiledSteps(train_step.lower(blueprint.abstract, batch).compile(), eval_step.lower(blueprint.abstract.params, batch).compile())
+    step = jax.jit(train, donate_argnums=0, out_shardings=(blueprint.shardings, layout.replicated))
+    return step.lower(blueprint.abstract, _abstract_batch(blueprint))
 
 
 def put_batch(source: TrainBatches | EvalBatches, step: int, layout: Layout) -> DeviceBatch:
@@ -68,7 +73,7 @@ def put_batch(source: TrainBatches | EvalBatches, step: int, layout: Layout) -> 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray[Any, Any]:
             assert index is not None  # the shape is static
             values: np.ndarray[Any, Any] = getattr(rows(index), field)
-            return values
+            return values[:, index[1]]
 
         return jax.make_array_from_callback(shape, sharding, shard)
 

@@ -170,9 +170,15 @@ class Cluster:
                 if process.environ().get("PODLAUNCH_OWNER", "").startswith("head-"):
                     process.kill()
 
-    def preempt(self, *, notice: float) -> str:
-        """Take the only slice back; its name."""
-        (name,) = self.slices()
+    def beside(self, child: psutil.Process, words: str) -> psutil.Process:
+        """The one process on a training process's host whose command line holds `words`."""
+        owner = child.environ()["PODLAUNCH_OWNER"]
+        (found,) = [process for process in self.home.processes() if _is(process, owner, words)]
+        return found
+
+    def preempt(self, slice_name: str = "", *, notice: float) -> str:
+        """Take a slice back, by default the only one; its name."""
+        (name,) = [slice_name] if slice_name else self.slices()
         self.admin("POST", "/preempt", node=name, notice=notice)
         return name
 

@@ -300,23 +300,31 @@ class Kind:
     """What it is charged to; None: it costs no attempt."""
 
 
+RAYLET, AGENT = "raylet/raylet ", "cluster.vm.host_agent"
+
+
+def beside(cluster: Cluster, run: Run, attempt: int, worker: int, words: str) -> psutil.Process:
+    return cluster.beside(cluster.children(run, attempt)[worker], words)
+
+
 KINDS: Mapping[str, Kind] = {
     "process killed": Kind(lambda cluster, run, attempt, worker: cluster.children(run, attempt)[worker].kill(), "infrastructure"),
     "all processes killed": Kind(lambda cluster, run, attempt, _: strike(cluster.children(run, attempt)), "infrastructure"),
     "process stopped": Kind(lambda cluster, run, attempt, worker: cluster.children(run, attempt)[worker].suspend(), "infrastructure"),
-    "raylet killed": Kind(lambda cluster, _run, _attempt, worker: cluster.kill_raylet(worker), "infrastructure"),
-    "agents killed": Kind(lambda cluster, *_: cluster.kill_agents(), None),
+    "raylet killed": Kind(lambda cluster, run, attempt, worker: beside(cluster, run, attempt, worker, RAYLET).kill(), "infrastructure"),
+    "agent killed": Kind(lambda cluster, run, attempt, worker: beside(cluster, run, attempt, worker, AGENT).kill(), None),
     "supervisor killed": Kind(lambda cluster, run, *_: strike(dict(enumerate(cluster.supervisors(run)))), "infrastructure"),
-    "preempted without notice": Kind(lambda cluster, *_: cluster.preempt(notice=0), "preempted"),
-    "preempted with notice": Kind(lambda cluster, *_: cluster.preempt(notice=30), "preempted"),
+    "preempted without notice": Kind(lambda cluster, run, *_: cluster.preempt(*run.slices, notice=0), "preempted"),
+    "preempted with notice": Kind(lambda cluster, run, *_: cluster.preempt(*run.slices, notice=30), "preempted"),
 }
 
 
 def schedule(seed: int, strikes: int = 3) -> list[Strike]:
-    """By the seed alone. Never the same step twice; the last one strikes before the run is over."""
+    """By the seed alone. Never the same step or the same fault twice; the last one strikes before the run is over."""
     chance = random.Random(seed)
     steps = sorted(chance.sample(range(2, STEPS - 8), strikes))
-    return [Strike(step, chance.choice(sorted(KINDS)), chance.randrange(2)) for step in steps]
+    faults = chance.sample(sorted(KINDS), strikes)
+    return [Strike(step, fault, chance.randrange(2)) for step, fault in zip(steps, faults, strict=True)]
 
 
 def test_a_schedule_is_its_seeds() -> None:
@@ -392,7 +400,7 @@ def test_a_users_script_outlives_a_kill_an_exception_and_a_preemption(cluster: C
         raise_in(cluster.children(run, 1)[0])
     run.reaches(100, attempt=2)
     with account.recovery("script preempted, with 30 s notice", run, attempt=3):
-        cluster.preempt(notice=30)
+        cluster.preempt(*run.slices, notice=30)
     run.end()
     status = run.directory.status()
     assert status is not None

@@ -16,10 +16,11 @@ from safetensors.numpy import load_file
 from launcher.config import TrainingConfig
 from launcher.data.config import DataConfig
 from launcher.data.tokenizer import ByteTokenizer
+from launcher.models.chunks import chunk_length
 from launcher.models.config import ModelConfig
 from launcher.models.decoder import Transformer
 from launcher.models.interface import BuildOptions
-from launcher.models.loss import chunk_length, cross_entropy
+from launcher.models.loss import cross_entropy
 from launcher.models.registry import VARIANTS
 from launcher.models.variants import Variant
 from launcher.training.export import export_model

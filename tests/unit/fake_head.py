@@ -29,6 +29,8 @@ class Head:
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
         self.posted: list[dict[str, Any]] = []
+        self.refusals: list[str] = []
+        """What the next posts are refused with, one each."""
         head = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,13 +39,22 @@ class Head:
 
             def do_POST(self) -> None:
                 head.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                head.answer(self, head.answers.get(f"POST {self.path}"))
+                if head.refusals:
+                    head.refuse(self, head.refusals.pop(0))
+                else:
+                    head.answer(self, head.answers.get(f"POST {self.path}"))
 
             def log_message(self, *_: object) -> None:
                 """Quiet."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @staticmethod
+    def refuse(handler: BaseHTTPRequestHandler, words: str) -> None:
+        handler.send_response(500)
+        handler.end_headers()
+        handler.wfile.write(words.encode())
 
     @staticmethod
     def answer(handler: BaseHTTPRequestHandler, value: Any) -> None:

@@ -51,3 +51,13 @@ def test_unpacked_packages_stand_before_the_users_modules(tmp_path: Path) -> Non
     program = "import launcher.runs, cluster.state; print(launcher.runs.__file__)"
     result = subprocess.run([sys.executable, "-c", program], env=env, cwd=user, capture_output=True, text=True, check=True, timeout=60)
     assert Path(result.stdout.strip()).is_relative_to(unpacked)
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [("launcher.gang.runner", {"ray", "numpy", "jax"}), ("launcher.gang.supervisor", {"numpy", "jax", "cluster.clusters"})],
+)
+def test_what_every_start_waits_for_imports_nothing_large_that_it_does_not_need(module: str, unwanted: set[str]) -> None:
+    program = f"import sys, {module}; print(*sorted({unwanted!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=code.package_root(), capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.split() == []

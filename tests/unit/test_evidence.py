@@ -7,7 +7,7 @@ import pytest
 
 from cluster.cloud_errors import DeadlineExceededError
 from cluster.storage import STORAGE
-from launcher.gang.evidence import Cause, HostFailure, classify, first_error
+from launcher.gang.evidence import Cause, HostFailure, classify, first_error, is_echo
 from launcher.gang.memory import OomWatch
 
 ECHO = HostFailure("s0/1", 10.0, 1, "XlaRuntimeError: Gloo all-reduce failed: Connection closed by peer")
@@ -74,6 +74,13 @@ def test_the_cause_of_one_failure(failure: HostFailure, cause: Cause) -> None:
 def test_evidence_of_several_hosts(failures: list[HostFailure], expected: HostFailure, cause: Cause) -> None:
     assert classify(failures) == (expected, cause)
     assert classify(failures[::-1]) == (expected, cause), "in whatever order it comes"
+
+
+@pytest.mark.parametrize(
+    ("code", "echo"), [(1, True), (-signal.SIGABRT, True), (None, True), (-signal.SIGKILL, False), (-signal.SIGTERM, False)]
+)
+def test_what_a_killed_process_had_said_of_gloo_makes_it_no_echo(code: int | None, echo: bool) -> None:
+    assert is_echo(HostFailure("s0/1", 10.0, code, "[Gloo] Connection closed by peer")) is echo
 
 
 def test_the_kernels_words_are_told() -> None:

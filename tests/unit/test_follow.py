@@ -12,6 +12,8 @@ from launcher.follow import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, follow
 from launcher.runs import FirstFailure, Recoveries, RunDirectory, RunState, RunStatus
 
 Action = Callable[[], None]
+WRITTEN = {"before": "xx", "after": "x):\n    return 1"}
+SAMPLE_ROWS = "".join(json.dumps({"when": when, "step": 0, "prompt": "def f(", "text": text}) + "\n" for when, text in WRITTEN.items())
 COUNTS = {"documents": 1200, "tokens": 34567, "rows": 99, "cut": 3}
 
 
@@ -58,6 +60,7 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
         lambda: run.append_event({"time": 125.0, "event": "data", "parts": {"data": COUNTS}, "held_out": COUNTS}),
         metric(run, 5, 2.25),
         lambda: run.append_event({"time": 140.0, "event": "checkpoint", "step": 5}),
+        lambda: write_text(run.path / "samples.jsonl", SAMPLE_ROWS),
         lambda: run.append_event({"time": 141.0, "event": "evaluation", "when": "during", "step": 5, "loss": 2.5}),
         lambda: run.write_status(
             status(
@@ -87,6 +90,9 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
         "result      SUCCEEDED after 01:05",
         "training    step 10 of 10, loss 2.0000",
         "held out    5.0000 nat a token before, 3.0000 after; perplexity 148.4 and 20.09",
+        'sample      "def f("',
+        '  before    "xx"',
+        '  after     "x):\\n    return 1"',
         "recoveries  1 (1 infrastructure)",
         "time        training 50.0 s, compiling 10.0 s",
         "goodput     83.3% of 01:00 trained something new",

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
-from launcher.config import LaunchConfig, MeshConfig, TrainerConfig, TrainingConfig
+from launcher.config import LaunchConfig, TrainerConfig, TrainingConfig
+from launcher.mesh import MeshConfig
 from launcher.models.registry import VARIANTS
 
 MODEL = {"variant": "gemma3-nano"}

@@ -439,6 +439,16 @@ def test_a_host_lost_without_a_word_is_preempted_when_the_cloud_took_its_slice_w
     assert taken in status.first_failure.error
 
 
+KILLED = exited(-signal.SIGKILL, "[Gloo] Connection closed by peer")
+
+
+@pytest.mark.parametrize(("killed", "cause"), [([1], "infrastructure"), ([0, 1], "preempted")])
+def test_the_cloud_is_asked_about_kills_when_no_process_is_left_and_not_about_one(run: RunDirectory, killed: list[int], cause: str) -> None:
+    clock = Clock()
+    gang = ScriptedGang(clock, [(0, step(4)), *((index, KILLED) for index in killed)], [(0, exited(0)), (1, exited(0))])
+    assert supervise(run, gang, clock, taken="slice s0 became PREEMPTED").recoveries == Recoveries(**{cause: 1})
+
+
 def test_ray_knows_of_a_preemption_too(run: RunDirectory) -> None:
     clock = Clock()
     lost = {"event": "lost", "error": "the runner is gone", "preempted": True}
