@@ -33,6 +33,7 @@ from launcher.training.saving import parse_every
 
 RUN_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+OPTIMIZERS, SCHEDULES, NO_DECAY = ("adamw", "adafactor", "sgd"), ("cosine", "linear", "constant"), ("norm", "embed")
 REMATS = ("auto", "none", "dots", "full")
 REMAT_FROM_PARAMETERS = 100_000_000
 """Smaller models keep their activations: they fit, and computing them twice costs a third of the step."""
@@ -212,10 +213,21 @@ class TrainerConfig:
     """Tokens in one sequence."""
     lr: float | None = None
     """Peak learning rate; null takes the variant's default."""
+    optimizer: str = "adamw"
+    """adamw, adafactor (no momentum; second moments factored) or sgd."""
+    schedule: str = "cosine"
+    """How the learning rate falls after the warm-up: cosine, linear or constant."""
     warmup_steps: int = 10
     final_lr_fraction: float = 0.1
-    """The cosine decay ends at this fraction of `lr`."""
+    """The decay of the learning rate ends at this fraction of `lr`."""
     weight_decay: float = 0.01
+    """Decoupled: every update also takes lr times so much of a weight away."""
+    no_decay: list[str] = field(default_factory=lambda: ["norm"])
+    """What does not decay: any of norm, embed."""
+    momentum: float = 0.9
+    """Of sgd."""
+    accumulate: int = 1
+    """The batch is worked off in so many parts, one after another: less memory for the same update."""
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -242,7 +254,7 @@ class TrainerConfig:
     """Besides these, the first checkpoint at or after every multiple of so many steps is kept for good."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seq_len", "log_every", "eval_batches", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "seq_len", "log_every", "eval_batches", "keep_checkpoints", "accumulate"):
             at_least(f"trainer.{name}", getattr(self, name), 1)
         for name in ("keep_every", "eval_every"):
             if (value := getattr(self, name)) is not None:
@@ -255,15 +267,18 @@ class TrainerConfig:
             raise ConfigError(f"trainer.lr {self.lr}: give a positive number, for example 1e-4")
         if not self.max_grad_norm > 0:
             raise ConfigError(f"trainer.max_grad_norm {self.max_grad_norm}: give a positive number, for example 1.0")
-        for name in ("final_lr_fraction", "beta1", "beta2"):
+        for name in ("final_lr_fraction", "beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"trainer.{name} {getattr(self, name)}: give a number from 0 to 1")
         if self.weight_decay < 0 or self.epsilon <= 0:
             raise ConfigError("trainer.weight_decay must not be negative and trainer.epsilon must be positive")
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise ConfigError(f"trainer.compute_dtype {self.compute_dtype!r} is unknown{did_you_mean(self.compute_dtype, COMPUTE_DTYPES)}")
-        if self.remat not in REMATS:
-            raise ConfigError(f"trainer.remat {self.remat!r} is unknown{did_you_mean(self.remat, REMATS)}")
+        choices = {"compute_dtype": COMPUTE_DTYPES, "remat": REMATS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"trainer.{name} {value!r} is unknown{did_you_mean(value, known)}")
+        for kind in self.no_decay:
+            if kind not in NO_DECAY:
+                raise ConfigError(f"trainer.no_decay: {kind!r} is unknown{did_you_mean(kind, NO_DECAY)}")
 
 
 @dataclass(frozen=True)
@@ -293,6 +308,11 @@ class TrainingConfig:
         return self.trainer.lr if self.trainer.lr is not None else self.model.shape.default_lr
 
     @property
+    def flops_per_token(self) -> float:
+        """Of one training step."""
+        return self.model.shape.flops_per_token(self.trainer.seq_len, frozen=bool(self.model.lora.rank))
+
+    @property
     def remat(self) -> str:
         """`trainer.remat` with auto decided."""
         if self.trainer.remat != "auto":
@@ -312,6 +332,11 @@ class TrainingConfig:
             raise ConfigError(
                 f"trainer.batch_size {batch} is not divisible by the {shards} data shards of the mesh "
                 f"({slices_of}data {mesh.data} x fsdp {mesh.fsdp}); use trainer.batch_size={near}"
+            )
+        if batch // shards % self.trainer.accumulate:
+            raise ConfigError(
+                f"trainer.accumulate {self.trainer.accumulate} does not divide the {batch // shards} sequences of a data shard "
+                f"(trainer.batch_size {batch} over {shards})"
             )
         shape = mesh.shape
         if self.trainer.seq_len % shape["sequence"]:

@@ -13,7 +13,10 @@ from launcher.config import RESUME_TOPICS, TrainingConfig
 Meaning = Mapping[str, Any]
 """Dotted setting -> value, as plain JSON."""
 
-_OPTIMIZER = ("lr", "warmup_steps", "final_lr_fraction", "weight_decay", "beta1", "beta2", "epsilon", "max_grad_norm")
+_OPTIMIZER = (
+    *("optimizer", "lr", "schedule", "warmup_steps", "final_lr_fraction", "weight_decay", "no_decay"),
+    *("momentum", "beta1", "beta2", "epsilon", "max_grad_norm"),
+)
 _TRAINER = {name: name for name in ("seed", "batch_size", "seq_len", "compute_dtype")} | dict.fromkeys(_OPTIMIZER, "optimizer")
 _CONTENT = "data.content"
 assert set(RESUME_TOPICS) == {"model", "data", *_TRAINER.values()}
@@ -26,10 +29,11 @@ def meaning_of(config: TrainingConfig, data_key: str | None = None) -> dict[str,
     for where, source, weight in config.data.sources():
         data |= {f"{where}.{name}": getattr(source, name) for name in ("source", "records", "split", "max_bytes")}
         data |= {f"{where}.fields.{name}": value for name, value in vars(source.fields).items()} | {f"{where}.weight": weight}
+    lora = {f"model.lora.{name}": value for name, value in vars(config.model.lora).items() if name != "merge"}
     trainer = {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER}
     trainer["trainer.lr"] = config.learning_rate
     content = {} if data_key is None else {_CONTENT: data_key}
-    return {"model.variant": config.model.variant, "model.weights": config.model.weights, **shape, **data, **trainer, **content}
+    return {"model.variant": config.model.variant, "model.weights": config.model.weights, **shape, **lora, **data, **trainer, **content}
 
 
 def check_same_curve(before: Meaning, now: Meaning, allow: Collection[str], where: str) -> None:

@@ -34,7 +34,7 @@ def main() -> None:
     layout = make_layout(config.check_devices(len(jax.devices())))
     data = open_packed(config.data, ByteTokenizer(), config.trainer.seq_len)
     blueprint = make_blueprint(config, layout, make_optimizer(config))
-    train = compile_steps(blueprint).train
+    train = compile_steps(blueprint).with_frozen({}).train
     state = blueprint.init()
     batches = TrainBatches(data.train, config.trainer.batch_size, config.trainer.seed)
     began = 0.0

@@ -16,11 +16,13 @@ from flax import nnx
 
 from launcher.models.attention import KVCache, Places, dense_attention
 from launcher.models.interface import BuildOptions
+from launcher.models.lora import LoraOptions
 from launcher.models.variants import Variant
 
 EMBED_AXES = ("vocab", "embed")
 Sizes = dict[str, int]
 """Logical name of an axis -> its size, in order."""
+Keys = tuple[jax.Array | None, ...]
 
 
 class RMSNorm(nnx.Module):
@@ -37,24 +39,42 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A matrix product over the last axes of x, without bias. Weights are [layers, *inputs, *outputs], inside the scan without layers."""
+    """A matrix product over the last axes of x, without bias. Weights are [layers, *inputs, *outputs], inside the scan without layers.
 
-    def __init__(self, layers: int, inputs: Sizes, outputs: Sizes, key: jax.Array) -> None:
+    An adapter adds scale * (dropout(x) a) b, with a [layers, *inputs, rank] and b [layers, rank, *outputs]; at first b is zero.
+    """
+
+    def __init__(self, layers: int, inputs: Sizes, outputs: Sizes, key: jax.Array, lora: LoraOptions | None) -> None:
         shape = (*inputs.values(), *outputs.values())
         self.axes = len(inputs)
         values = jax.random.normal(key, (layers, *shape), jnp.float32) * math.prod(inputs.values()) ** -0.5
         self.kernel = nnx.Param(values, axes=("layers", *inputs, *outputs))
+        self.lora = lora
+        if lora is not None:
+            bound = math.prod(inputs.values()) ** -0.5  # as PEFT begins
+            shape = (layers, *inputs.values(), lora.rank)
+            a = jax.random.uniform(jax.random.fold_in(key, 1), shape, jnp.float32, -bound, bound)
+            self.lora_a = nnx.Param(a, axes=("layers", *inputs, "rank"))
+            self.lora_b = nnx.Param(jnp.zeros((layers, lora.rank, *outputs.values()), jnp.float32), axes=("layers", "rank", *outputs))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.axes)
+    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        result = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.axes)
+        if self.lora is None:
+            return result
+        if dropout_key is not None:
+            kept = jax.random.bernoulli(dropout_key, 1 - self.lora.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.lora.dropout), 0).astype(x.dtype)
+        low = jnp.tensordot(x, self.lora_a[...].astype(x.dtype), self.axes)
+        return result + jnp.tensordot(low, self.lora_b[...].astype(x.dtype), 1) * self.lora.scale
 
 
 class Layers(nnx.Module):
     """All layers of the decoder as one stack; inside the scan an instance holds a single layer's weights."""
 
     def __init__(self, v: Variant, keys: Iterator[jax.Array], options: BuildOptions) -> None:
-        def linear(inputs: Sizes, outputs: Sizes) -> Linear:
-            return Linear(v.layers, inputs, outputs, next(keys))
+        def linear(name: str, inputs: Sizes, outputs: Sizes) -> Linear:
+            lora = options.lora if options.lora and name in options.lora.targets else None
+            return Linear(v.layers, inputs, outputs, next(keys), lora)
 
         def norm(axis: str, size: int) -> RMSNorm:
             return RMSNorm({"layers": v.layers, axis: size}, v.norm_epsilon)
@@ -63,32 +83,48 @@ class Layers(nnx.Module):
         heads, kv_heads = {"heads": v.heads, "head_dim": v.head_dim}, {"kv_heads": v.kv_heads, "head_dim": v.head_dim}
         self.variant, self.options = v, options
         self.input_norm = norm("norm", v.d_model)
-        self.query, self.key, self.value = linear(embed, heads), linear(embed, kv_heads), linear(embed, kv_heads)
-        self.output = linear(heads, embed)
+        self.query, self.key = linear("query", embed, heads), linear("key", embed, kv_heads)
+        self.value = linear("value", embed, kv_heads)
+        self.output = linear("output", heads, embed)
         self.pre_feedforward_norm = norm("norm", v.d_model)
-        self.gate, self.up, self.down = linear(embed, mlp), linear(embed, mlp), linear(mlp, embed)
+        self.gate, self.up, self.down = linear("gate", embed, mlp), linear("up", embed, mlp), linear("down", mlp, embed)
         if v.post_norms:
             self.post_attention_norm, self.post_feedforward_norm = norm("norm", v.d_model), norm("norm", v.d_model)
         if v.query_key_norm:
             self.query_norm, self.key_norm = norm("head_dim", v.head_dim), norm("head_dim", v.head_dim)
 
     def __call__(
-        self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array, cache: KVCache | None = None, at: jax.Array | int = 0
+        self,
+        x: jax.Array,
+        places: Places,
+        rope: jax.Array,
+        is_global: jax.Array,
+        dropout_key: jax.Array | None = None,
+        cache: KVCache | None = None,
+        at: jax.Array | int = 0,
     ) -> tuple[jax.Array, KVCache | None]:
         """x [B, T, d_model], rope [2 (cos, sin), B, T, 1, head_dim / 2], is_global a bool scalar. `cache`: of this layer; it
         knows the places of x already, which begin at `at`.
         """
-        attended, cache = self._attend(self.input_norm(x), places, rope, is_global, cache, at)
+        keys = (None,) * 7 if dropout_key is None else tuple(jax.random.split(dropout_key, 7))
+        attended, cache = self._attend(self.input_norm(x), places, rope, is_global, keys[:4], cache, at)
         x = x + (self.post_attention_norm(attended) if self.variant.post_norms else attended)
-        fed = self._feed_forward(self.pre_feedforward_norm(x))
+        fed = self._feed_forward(self.pre_feedforward_norm(x), keys[4:])
         x = x + (self.post_feedforward_norm(fed) if self.variant.post_norms else fed)
         return self.options.constrain(x, ("batch", "length", None)), cache
 
     def _attend(
-        self, x: jax.Array, places: Places, rope: jax.Array, is_global: jax.Array, cache: KVCache | None, at: jax.Array | int
+        self,
+        x: jax.Array,
+        places: Places,
+        rope: jax.Array,
+        is_global: jax.Array,
+        keys: Keys,
+        cache: KVCache | None,
+        at: jax.Array | int,
     ) -> tuple[jax.Array, KVCache | None]:
         v = self.variant
-        query, key, value = self.query(x), self.key(x), self.value(x)
+        query, key, value = self.query(x, keys[0]), self.key(x, keys[1]), self.value(x, keys[2])
         if v.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = _rotate(query, rope), _rotate(key, rope)
@@ -109,10 +145,10 @@ class Layers(nnx.Module):
             scale=v.query_scale**-0.5,
             soft_cap=v.attention_soft_cap,
         )
-        return self.output(mixed), cache
+        return self.output(mixed, keys[3]), cache
 
-    def _feed_forward(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.gate(x), approximate=True) * self.up(x))
+    def _feed_forward(self, x: jax.Array, keys: Keys) -> jax.Array:
+        return self.down(jax.nn.gelu(self.gate(x, keys[0]), approximate=True) * self.up(x, keys[1]), keys[2])
 
 
 class Transformer(nnx.Module):
@@ -131,7 +167,7 @@ class Transformer(nnx.Module):
     def final_soft_cap(self) -> float | None:
         return self.variant.final_soft_cap
 
-    def hidden(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    def hidden(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """The normed output of the last layer, [B, T, d_model].
 
         tokens, positions, segment_ids: int32 [B, T]. A token sees only tokens of its own segment; segment 0 is padding.
@@ -139,12 +175,13 @@ class Transformer(nnx.Module):
         ropes, places = _rope_tables(positions, self.variant), Places(positions, segment_ids)
         graph, weights = nnx.split(self.layers)
 
-        def body(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
-            layer_weights, is_global = layer
+        def body(x: jax.Array, layer: tuple[Any, jax.Array, jax.Array | None]) -> tuple[jax.Array, None]:
+            layer_weights, is_global, key = layer
             rope = jnp.where(is_global, ropes[1], ropes[0])
-            return nnx.merge(graph, layer_weights)(x, places, rope, is_global)[0], None
+            return nnx.merge(graph, layer_weights)(x, places, rope, is_global, key)[0], None
 
-        x, _ = jax.lax.scan(_rematted(body, self.options.remat), self._embedded(tokens), (weights, self._kinds))
+        keys = None if dropout_key is None else jax.random.split(dropout_key, self.variant.layers)
+        x, _ = jax.lax.scan(_rematted(body, self.options.remat), self._embedded(tokens), (weights, self._kinds, keys))
         return self.final_norm(x)
 
     def new_cache(self, batch: int, length: int) -> KVCache:
@@ -164,7 +201,7 @@ class Transformer(nnx.Module):
         def body(x: jax.Array, layer: tuple[Any, jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             layer_weights, is_global, keys, values = layer
             rope = jnp.where(is_global, ropes[1], ropes[0])
-            x, held = nnx.merge(graph, layer_weights)(x, places, rope, is_global, KVCache(keys, values, known), at)
+            x, held = nnx.merge(graph, layer_weights)(x, places, rope, is_global, None, KVCache(keys, values, known), at)
             assert held is not None
             return x, (held.keys, held.values)
 

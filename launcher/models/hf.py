@@ -17,5 +17,10 @@ class HFTensor:
     transpose: bool
 
     @property
+    def module(self) -> str:
+        """What it is the weight of, as q_proj."""
+        return self.name.split(".")[-2]
+
+    @property
     def file_shape(self) -> tuple[int, ...]:
         return self.shape[::-1] if self.transpose else self.shape

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from launcher.models.attention import Attention, KVCache, dense_attention
+from launcher.models.lora import LoraOptions
 
 Axes = tuple[str | None, ...]
 Params = dict[str, Any]
@@ -31,6 +32,7 @@ class BuildOptions:
     constrain: Callable[[jax.Array, Axes], jax.Array] = unconstrained
     """Pins an activation to the mesh by the logical names of its axes."""
     attention: Attention = dense_attention
+    lora: LoraOptions | None = None
 
 
 class Decoder(Protocol):
@@ -41,8 +43,8 @@ class Decoder(Protocol):
         """c, where the logits x over the vocabulary become c tanh(x / c)."""
         ...
 
-    def hidden(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        """[B, T, d_model] from int32 [B, T] each."""
+    def hidden(self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """[B, T, d_model] from int32 [B, T] each. Without a key nothing is dropped."""
         ...
 
     def new_cache(self, batch: int, length: int) -> KVCache:

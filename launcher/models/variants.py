@@ -53,16 +53,17 @@ class Variant:
     def _layer_norms(self) -> int:
         return (4 if self.post_norms else 2) * self.d_model + (2 * self.head_dim if self.query_key_norm else 0)
 
-    def flops_per_token(self, seq_len: int) -> float:
+    def flops_per_token(self, seq_len: int, *, frozen: bool = False) -> float:
         """Floating-point operations of one training step per token: 6 for every weight in a matrix product, and 12 x heads x
-        head_dim for every (query, key) pair that a layer computes (forward and backward; PaLM, appendix B), causal or windowed.
+        head_dim for every (query, key) pair that a layer computes (forward and backward; PaLM, appendix B), causal or windowed. `frozen`: 4
+        for every weight, which get no gradient; those of adapters are not counted.
         """
         pairs = 0.0
         for layer in range(self.layers):
             span = seq_len if self.window is None or self.is_global(layer) else min(self.window, seq_len)
             pairs += (span + 1) / 2 if span == seq_len else span - span * (span - 1) / (2 * seq_len)
         matrices = self.layers * self._layer_matrices + self.vocab * self.d_model
-        return 6.0 * matrices + 12.0 * self.heads * self.head_dim * pairs
+        return (4.0 if frozen else 6.0) * matrices + 12.0 * self.heads * self.head_dim * pairs
 
     def is_global(self, layer: int) -> bool:
         return (layer + 1) % (self.local_per_global + 1) == 0

@@ -11,6 +11,7 @@ import numpy as np
 
 from launcher.config import TrainingConfig
 from launcher.data.tokenizer import Tokenizer
+from launcher.models import lora
 from launcher.models.hf import HFTensor
 from launcher.models.interface import Params
 from launcher.models.registry import FAMILIES
@@ -64,16 +65,76 @@ def export_model(
     return folder
 
 
+def export_adapters(params: Params, config: TrainingConfig, tokenizer: Tokenizer, folder: Path, layout: Layout) -> Path:
+    """Write the adapters alone, in float32 and PEFT's format, with the tokenizer; collective. The folder appears with one rename."""
+    building = folder.with_name(f"{folder.name}.building")
+    arrays: list[tuple[str, np.ndarray[Any, Any]]] = []
+    for tensor in _tensors(config):
+        place = _place(params, tensor)
+        if tensor.layer is not None and lora.A in place:
+            inputs, outputs = tensor.shape
+            a, b = (_gathered(place[name], tensor.layer, layout) for name in (lora.A, lora.B))
+            name = f"base_model.model.{tensor.name.removesuffix('.weight')}"
+            arrays += [(f"{name}.lora_A.weight", a.reshape(inputs, -1).T), (f"{name}.lora_B.weight", b.reshape(-1, outputs).T)]
+    if is_main():
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        _write_json(building / "adapter_config.json", _adapter_config(config))
+        with (building / "adapter_model.safetensors").open("wb") as file:
+            file.write(make_header([(name, values.shape) for name, values in arrays], np.dtype(np.float32)))
+            for _, values in arrays:
+                file.write(values.astype(np.float32).tobytes())
+        tokenizer.save(building)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    wait_for_all("export")
+    return folder
+
+
+def _adapter_config(config: TrainingConfig) -> dict[str, Any]:
+    """`adapter_config.json` as PEFT reads it."""
+    settings = config.model.lora
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": (config.model.weights or "").removeprefix("hf://").partition("@")[0],
+        "r": settings.rank,
+        "lora_alpha": settings.scale * settings.rank,
+        "lora_dropout": settings.dropout,
+        "target_modules": list(settings.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "use_rslora": False,
+    }
+
+
 def _values(params: Params, config: TrainingConfig, layout: Layout, tensors: list[HFTensor]) -> Iterator[np.ndarray[Any, Any]]:
     """These tensors of the file in their order, gathered from all devices; collective."""
-    gather, gather_whole = jax.jit(_entry, out_shardings=layout.replicated), jax.jit(_whole, out_shardings=layout.replicated)
     for tensor in tensors:
-        weight = params
-        for name in tensor.path:
-            weight = weight[name]
-        whole = gather_whole(weight) if tensor.layer is None else gather(weight, tensor.layer)
-        values = np.asarray(whole.addressable_data(0)).reshape(tensor.shape)
+        place = _place(params, tensor)
+        values = _gathered(place[tensor.path[-1]], tensor.layer, layout).reshape(tensor.shape)
+        if tensor.layer is not None and lora.A in place:
+            inputs, outputs = tensor.shape
+            a, b = (_gathered(place[name], tensor.layer, layout) for name in (lora.A, lora.B))
+            values = values.astype(np.float32) + a.reshape(inputs, -1) @ b.reshape(-1, outputs) * config.model.lora.scale
         yield (values.T if tensor.transpose else values).astype(config.trainer.compute_dtype)
+
+
+def _gathered(weight: jax.Array, layer: int | None, layout: Layout) -> np.ndarray[Any, Any]:
+    """A weight, or one layer's entry of it, from all devices; collective."""
+    if layer is None:
+        whole = jax.jit(_whole, out_shardings=layout.replicated)(weight)
+    else:
+        whole = jax.jit(_entry, out_shardings=layout.replicated)(weight, layer)
+    return np.asarray(whole.addressable_data(0))
+
+
+def _place(params: Params, tensor: HFTensor) -> Params:
+    """The dict that holds the tensor's weight, and those of its adapter."""
+    for name in tensor.path[:-1]:
+        params = params[name]
+    return params
 
 
 def _entry(weight: jax.Array, layer: int) -> jax.Array:
@@ -84,11 +145,15 @@ def _whole(weight: jax.Array) -> jax.Array:
     return weight
 
 
+def _tensors(config: TrainingConfig) -> Iterator[HFTensor]:
+    return FAMILIES[config.model.family].hf_tensors(config.model.shape)
+
+
 def _files(config: TrainingConfig, file_bytes: int) -> dict[str, list[HFTensor]]:
     """Name of each file -> its tensors: one file, or as many as are needed."""
     files: list[list[HFTensor]] = [[]]
     filled = 0
-    for tensor in FAMILIES[config.model.family].hf_tensors(config.model.shape):
+    for tensor in _tensors(config):
         size = _bytes(config, tensor)
         if files[-1] and filled + size > file_bytes:
             files.append([])

@@ -22,10 +22,11 @@ from launcher.curve import meaning_of
 from launcher.data.batches import EvalBatches, TrainBatches
 from launcher.data.cache import PackedData, open_packed
 from launcher.data.tokenizer import Tokenizer
+from launcher.models import lora
 from launcher.models.interface import Params
 from launcher.runs import SAMPLES, RunDirectory
 from launcher.training.checkpoint import FOLDER, Checkpoints
-from launcher.training.export import export_model
+from launcher.training.export import export_adapters, export_model
 from launcher.training.history import history_of
 from launcher.training.loading import load_params
 from launcher.training.loop import Loop, NonFinite, Preempted
@@ -118,11 +119,15 @@ class TrainingJob:
         self._phase("restoring")
         checkpoints = self._open.enter_context(contextlib.closing(self._checkpoints(data)))
         state = checkpoints.restore(blueprint.abstract)
-        if state is None:
+        if state is None or blueprint.frozen:
             self._phase("initializing")
-            state = blueprint.init(self._load(weights, layout, blueprint) if weights else None)
+        frozen = self._load(weights, blueprint, blueprint.frozen) if weights and blueprint.frozen else {}
+        if state is None:
+            begun = self._load(weights, blueprint, blueprint.abstract.params) if weights and not frozen else None
+            state = blueprint.init(begun)
         metrics = self._open.enter_context(MetricsWriter(self.output, self.attempt)) if is_main() else None
-        self._ready = _Prepared(layout, weights, tokenizer, data, steps, sampler, blueprint, checkpoints, metrics, stop, state)
+        steps = steps.with_frozen(frozen)
+        self._ready = _Prepared(layout, weights, tokenizer, data, steps, sampler, blueprint, checkpoints, metrics, stop, state, frozen)
 
     def execute(self) -> TrainingResult:
         """Evaluate, train, evaluate, save, export. Raises Preempted after SIGTERM, with the state saved at a step boundary;
@@ -172,16 +177,19 @@ class TrainingJob:
             raise RuntimeError("call prepare() before execute()")
         return self._ready
 
-    def _load(self, weights: ModelFolder, layout: Layout, blueprint: Blueprint) -> Params:
+    def _load(self, weights: ModelFolder, blueprint: Blueprint, abstract: Params) -> Params:
         check_same("the content of model.weights", weights.fingerprint)
         began, before = time.monotonic(), weights.bytes_read
-        params = load_params(weights, self.config.model, layout, blueprint.abstract.params)
+        params = load_params(weights, self.config.model, blueprint.layout, abstract)
         self.reporter.emit("weights_loaded", bytes=weights.bytes_read - before, seconds=round(time.monotonic() - began, 3))
         return params
 
     def _export(self, ready: "_Prepared") -> Path:
         loaded = ready.weights.config if ready.weights else None
-        return export_model(ready.state.params, self.config, ready.tokenizer, self.output / "export", ready.layout, loaded)
+        params, folder = lora.join(ready.state.params, ready.frozen), self.output / "export"
+        if ready.frozen and not self.config.model.lora.merge:
+            return export_adapters(params, self.config, ready.tokenizer, folder, ready.layout)
+        return export_model(params, self.config, ready.tokenizer, folder, ready.layout, loaded)
 
     def _open_data(self, tokenizer: Tokenizer) -> PackedData:
         data = open_packed(self.config.data, tokenizer, self.config.trainer.seq_len)
@@ -230,7 +238,7 @@ class TrainingJob:
         if ready.sampler is None:
             return
         self._phase("evaluating")
-        samples = [asdict(sample) for sample in ready.sampler(ready.state.params)]
+        samples = [asdict(sample) for sample in ready.sampler(ready.state.params, ready.frozen)]
         self.reporter.emit("samples", when=when, step=step, samples=samples)
         if is_main():
             self._record_samples([{"when": when, "step": step, **sample} for sample in samples])
@@ -264,3 +272,5 @@ class _Prepared:
     """None on every process but process 0."""
     stop: StopSignal
     state: TrainState
+    frozen: Params
+    """What the adapters stand beside; empty without adapters."""

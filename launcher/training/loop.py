@@ -152,12 +152,13 @@ class Loop:
         self._marked = (step, now)
         trainer = self.config.trainer
         rate = trainer.batch_size * trainer.seq_len / step_time
-        flops = rate * self.config.model.shape.flops_per_token(trainer.seq_len)
+        flops = rate * self.config.flops_per_token
         return StepRecord(
             step=step,
             loss=loss,
             lr=float(metrics.lr),
             grad_norm=grad_norm,
+            update_norm=float(metrics.update_norm),
             tokens_per_second=rate,
             mfu=flops / self.peak_flops if self.peak_flops else None,
             step_time=step_time,

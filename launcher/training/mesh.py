@@ -30,6 +30,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "norm": None,
     "layers": None,
+    "rank": None,
 }
 """Which mesh axes split an array's axis. The only place that decides it."""
 

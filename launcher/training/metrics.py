@@ -21,6 +21,8 @@ class StepRecord:
     lr: float
     grad_norm: float
     """Before clipping."""
+    update_norm: float
+    """Of what was added to the weights."""
     tokens_per_second: float
     """All tokens of the global batch over `step_time`."""
     mfu: float | None

@@ -46,17 +46,17 @@ class Sampler:
         rows = blueprint.layout.rows
         abstract = [abstract_array(array.shape, jnp.int32, rows) for array in (self._tokens, self._lengths)]
 
-        def write(params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-            return generate(blueprint.model(params), tokens, lengths, config, tokenizer.vocab)
+        def write(params: Params, frozen: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+            return generate(blueprint.model(params, frozen), tokens, lengths, config, tokenizer.vocab)
 
         jitted = jax.jit(write, out_shardings=blueprint.layout.replicated)
-        self._write: Compiled = jitted.lower(blueprint.abstract.params, *abstract).compile()
+        self._write: Compiled = jitted.lower(blueprint.abstract.params, blueprint.frozen, *abstract).compile()
 
-    def __call__(self, params: Params) -> list[Sample]:
-        """One sample a prompt, in their order."""
+    def __call__(self, params: Params, frozen: Params) -> list[Sample]:
+        """One sample a prompt, in their order. `frozen`: what adapters stand beside."""
         rows = self._layout.rows
         given = [jax.make_array_from_callback(array.shape, rows, partial(_part, array)) for array in (self._tokens, self._lengths)]
-        written = np.asarray(self._write(params, *given).addressable_data(0))
+        written = np.asarray(self._write(params, frozen, *given).addressable_data(0))
         return [self._read(prompt, row) for prompt, row in zip(self._config.prompts, written, strict=False)]
 
     def _read(self, prompt: str, row: NDArray[np.int32]) -> Sample:

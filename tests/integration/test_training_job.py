@@ -74,7 +74,7 @@ def test_a_job_leaves_metrics_checkpoints_tensorboard_and_export(tmp_path: Path)
     result, recorder = train(run, peak_flops=1e12)
     records = metrics(run)
     assert [record["step"] for record in records] == [1, 3, 6, 8]
-    assert set(records[0]) == {"step", "attempt", "time", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "step_time"}
+    assert set(records[0]) == {"step", "attempt", "time", "loss", "lr", "grad_norm", "update_norm", "tokens_per_second", "mfu", "step_time"}
     assert records[0]["mfu"] > 0
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["3", "6", "8"]
     assert sorted(path.name for path in (run / "export").iterdir()) == [

@@ -140,6 +140,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[tupl
         yield run / "export", gang.named("evaluation")[1]["loss"]
 
 
+@pytest.mark.timeout(400)
 def test_a_run_goes_on_from_what_another_exported_on_two_hosts_that_read_half_each(
     base: tuple[Path, float], cache: Path, tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ def test_data_of_the_users_own_needs_a_path(name: str) -> None:
     [
         ("trainer.lrr=1", "unknown setting 'trainer.lrr'; did you mean 'trainer.lr'?"),
         ("lr=1", "unknown setting 'lr'; did you mean 'trainer.lr'?"),
-        ("+trainer.foo=1", "unknown setting 'trainer.foo'; known: batch_size"),
+        ("+trainer.foo=1", "unknown setting 'trainer.foo'; known: accumulate, batch_size"),
         ("+trainer.step=1", "unknown setting 'trainer.step'; did you mean 'trainer.steps'?"),
         ("+trainr.lr=1", "unknown setting 'trainr'; did you mean 'trainer'?"),
         ("modle=gemma", "unknown setting 'modle'; did you mean 'model'?"),

@@ -28,6 +28,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("batch_size", {"trainer": {"batch_size": 16}}, "trainer.batch_size from 8 to 16"),
     ("seq_len", {"trainer": {"seq_len": 64}, "key": "b" * 32}, "trainer.seq_len from 128 to 64"),
     ("compute_dtype", {"trainer": {"compute_dtype": "bfloat16"}}, "trainer.compute_dtype from float32 to bfloat16"),
+    ("optimizer", {"trainer": {"schedule": "linear"}}, "trainer.schedule from cosine to linear"),
     ("optimizer", {"trainer": {"beta2": 0.99}}, "trainer.beta2 from 0.95 to 0.99"),
 ]
 
