@@ -11,6 +11,8 @@ import typer.main
 from cluster.errors import ConfigError
 from launcher.cli.main import app
 from launcher.compose import compose_cluster, compose_config, config_dir, known_keys
+from launcher.config import RunConfig
+from launcher.reference import descriptions, render
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
@@ -72,3 +74,10 @@ def test_every_setting_that_a_document_names_exists(document: Path) -> None:
 def test_the_check_itself_finds_what_does_not_exist(words: list[str]) -> None:
     with pytest.raises((AssertionError, ConfigError)):
         check_tpu(words)
+
+
+def test_the_configuration_reference_is_what_the_schema_says() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == render(), (
+        "make it anew: python -m launcher.reference > docs/configuration.md"
+    )
+    assert set(descriptions(RunConfig)) >= {"root", "spares", "max_usd"}
