@@ -39,9 +39,9 @@ class Check:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `--json` prints it. Bytes and FLOPs are of one chip."""
         slices, kind, time = self.config.slices, self.config.slices.accelerator, self.estimate.time
-        trainer = self.config.training.trainer
+        trainer = self.config.training_on_slices.trainer
         return {
-            "model": self.config.training.model.variant,
+            "model": self.config.training_on_slices.model.variant,
             "accelerator_type": kind.name,
             "topology": kind.topology,
             "slices": slices.slices,
@@ -49,7 +49,7 @@ class Check:
             "mesh": trainer.mesh.shape,
             "batch_size": trainer.batch_size,
             "seq_len": trainer.seq_len,
-            "remat": self.config.training.remat,
+            "remat": self.config.training_on_slices.remat,
             "good": self.good,
             "hbm_bytes": kind.hbm_gib * 2**30,
             "compiler": asdict(self.compilation),
@@ -86,7 +86,7 @@ def check(config: LaunchConfig, limit_s: float | None = None) -> Check:
 def _compile(config: LaunchConfig, limit_s: float | None) -> Compilation:
     """In a process of its own: libtpu reads the environment once, and aborts its process where something is wrong with it."""
     slices = config.slices
-    request = {"config": config.training.to_dict(), "topology": libtpu_topology(slices.accelerator), "slices": slices.slices}
+    request = {"config": config.training_on_slices.to_dict(), "topology": libtpu_topology(slices.accelerator), "slices": slices.slices}
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_CHILD} | ENVIRONMENT
     command = [sys.executable, "-m", "launcher.training.compile_check"]
     try:

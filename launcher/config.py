@@ -361,7 +361,7 @@ class LaunchConfig:
         if self.is_script:
             self._check_script()
         else:
-            _ = self.training  # a mesh or a batch that does not fit the slices is refused
+            _ = self.training_on_slices  # a mesh or a batch that does not fit the slices is refused
         if self.run.max_usd is not None and self.slices.usd_per_hour is None:
             raise ConfigError(f"run.max_usd {self.run.max_usd:g}: the catalogue has no price of these slices; use run.max_hours")
 
@@ -414,7 +414,12 @@ class LaunchConfig:
                 raise ConfigError(f"missing setting {name!r}: it has no default, give it a value")
         assert self.model is not None
         assert self.data is not None
-        given = TrainingConfig(self.model, self.data, self.trainer)
+        return TrainingConfig(self.model, self.data, self.trainer)
+
+    @property
+    def training_on_slices(self) -> TrainingConfig:
+        """The same with trainer.mesh in numbers, for the run's slices. Raises ConfigError when it does not fit them."""
+        given = self.training
         return dataclasses.replace(given, trainer=dataclasses.replace(self.trainer, mesh=self._mesh(given)))
 
     def _mesh(self, given: TrainingConfig) -> MeshConfig:

@@ -25,7 +25,7 @@ def describe(config: LaunchConfig, run: RunDirectory) -> list[tuple[str, str]]:
 
 
 def _describe_training(config: LaunchConfig) -> list[tuple[str, str]]:
-    training, trainer = config.training, config.trainer
+    training, trainer = config.training_on_slices, config.trainer
     model, data = training.model, training.data
     others = ", ".join(name for name in VARIANTS if name != model.variant)
     return [

@@ -12,7 +12,6 @@ from cluster.config import ClusterConfig
 from launcher.check import Check
 from launcher.check import check as check_run
 from launcher.cli.options import CONSOLE
-from launcher.compose import compose_config, compose_file, load
 from launcher.config import LaunchConfig
 from launcher.estimate.memory import GIB
 
@@ -39,6 +38,8 @@ def check(
 
 
 def _config(words: list[str]) -> LaunchConfig:
+    from launcher.compose import compose_config, compose_file, load  # Hydra takes half a second to import
+
     if words and "=" not in words[0]:
         return compose_file(Path(words[0]), words[1:])
     return load(compose_config(words))
@@ -51,7 +52,7 @@ def describe_slices(cluster: ClusterConfig) -> str:
 
 def report(found: Check, console: Console) -> None:
     """What a person reads."""
-    training, compiled = found.config.training, found.compilation
+    training, compiled = found.config.training_on_slices, found.compilation
     _say(
         console,
         f"{training.model.variant}, batch {training.trainer.batch_size} x {training.trainer.seq_len} tokens, remat {training.remat}, ",

@@ -25,7 +25,7 @@ class Estimate:
 
 def estimate_of(config: LaunchConfig) -> Estimate:
     """Of job=train. Raises ConfigError when trainer.mesh=auto finds no mesh that fits."""
-    training, slices = config.training, config.slices
+    training, slices = config.training_on_slices, config.slices
     step = StepShape(training, training.trainer.mesh)
     memory, time = estimate_memory(step), estimate_time(step, slices.accelerator, slices.usd_per_hour)
     return Estimate(step, memory, time, fits(memory.total, slices.accelerator.hbm_gib))

@@ -123,7 +123,7 @@ def run(
     claims = Claims(open_files(url or run_dir))
     job = opened.enter_context(
         TrainingJob(
-            config.training,
+            config.training_on_slices,
             run_dir,
             reporter,
             attempt=attempt,

@@ -118,13 +118,13 @@ class Loop:
         return loss
 
     def _check(self, up_to: int) -> None:
-        """Raises NonFinite for the first step that has no finite loss or gradient, on all processes alike; waits for these steps.
+        """Raises NonFinite for the first step that has no finite loss, gradient or update, on all processes alike; waits for these steps.
 
         Every save is preceded by the check of all its steps: no checkpoint holds what such a step left.
         """
         while self._unchecked and self._unchecked[0][0] <= up_to:
             step, metrics = self._unchecked.popleft()
-            for name in ("loss", "grad_norm"):
+            for name in ("loss", "grad_norm", "update_norm"):
                 value = float(getattr(metrics, name))
                 if not math.isfinite(value):
                     self.ready.checkpoints.wait()  # of an earlier step, and as good as any

@@ -121,5 +121,5 @@ def test_a_wrong_mesh_ends_with_exit_code_1_and_one_line(cache: Path, tmp_path: 
     with Gang(run, cache, processes=1, devices=3) as gang:
         assert gang.wait() == [1]
         (error,) = gang.named("error")
-    assert error["error"].startswith("trainer.batch_size 8 is not divisible by the 3 data shards")
+    assert error["error"].startswith("trainer.mesh {data: 8, fsdp: 1, sequence: 1, tensor: 1} does not divide 3 devices")
     assert "Traceback" in (run / "child-0-0.log").read_text()

@@ -98,9 +98,9 @@ def test_a_batch_that_no_mesh_divides_is_refused_with_the_reason() -> None:
 def test_emulated_hosts_train_data_parallel_unless_told_otherwise() -> None:
     groups = {"model": {"variant": "gemma3-nano"}, "data": {"source": "python_stdlib"}}
     cluster = {"name": "local", "cloud": "emulated", "accelerator_type": "v4-16"}
-    chosen = LaunchConfig.from_dict({**groups, "cluster": cluster}).training.trainer.mesh
+    chosen = LaunchConfig.from_dict({**groups, "cluster": cluster}).training_on_slices.trainer.mesh
     assert chosen.shape == {"slice": 1, "data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}
-    asked = LaunchConfig.from_dict({**groups, "cluster": cluster, "trainer": {"mesh": {"fsdp": 8}}}).training.trainer.mesh
+    asked = LaunchConfig.from_dict({**groups, "cluster": cluster, "trainer": {"mesh": {"fsdp": 8}}}).training_on_slices.trainer.mesh
     assert asked.fsdp == 8
 
 
