@@ -45,7 +45,7 @@ def status(run: Path) -> RunStatus:
 
 @pytest.mark.timeout(1500)
 def test_a_run_alone_is_that_of_a_host_with_as_many_devices_and_is_interrupted_and_resumed(cache: Path, tmp_path: Path) -> None:
-    host = write_config(tmp_path / "host", log_every=1, steps=30, checkpoint_every=1000)
+    host = write_config(tmp_path / "host", "v4-8", log_every=1, steps=30, checkpoint_every=1000)
     with Gang(host, cache, processes=1, devices=4) as gang:
         assert gang.wait(600) == [0], gang.events
     run = tmp_path / "alone"

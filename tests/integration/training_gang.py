@@ -16,16 +16,16 @@ from typing import Any, Self
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-CLUSTER = {"name": "test", "cloud": "emulated", "accelerator_type": "v4-16"}
+CLUSTER = {"name": "test", "cloud": "emulated"}
 Event = dict[str, Any]
 
 
-def write_config(run_dir: Path, **trainer: Any) -> Path:
+def write_config(run_dir: Path, accelerator_type: str = "v4-16", /, **trainer: Any) -> Path:
     """A run directory with a small job over the interpreter's library; `trainer` overrides its settings."""
     run_dir.mkdir(parents=True, exist_ok=True)
     settings = {"steps": 8, "batch_size": 8, "seq_len": 32, "log_every": 3, "checkpoint_every": 3, "eval_batches": 2, "warmup_steps": 2}
     config = {
-        "cluster": CLUSTER,
+        "cluster": {**CLUSTER, "accelerator_type": accelerator_type},
         "model": {"variant": "gemma3-nano"},
         "data": {"source": "python_stdlib", "max_bytes": 300_000},
         "trainer": settings | trainer,
