@@ -20,6 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("page")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_a_block_runs_as_it_stands(folder: Path, number: int) -> None:

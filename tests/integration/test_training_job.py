@@ -222,6 +222,7 @@ def test_eight_devices_learn_what_one_learns(finished: Path, cache: Path, tmp_pa
         np.testing.assert_allclose(values, expected[name], atol=5e-3, err_msg=name)
 
 
+@pytest.mark.long
 def test_bfloat16_learns_and_exports_bfloat16(tmp_path: Path) -> None:
     run = write_config(tmp_path / "run", compute_dtype="bfloat16")
     result, _ = train(run)
