@@ -41,9 +41,14 @@ def status(
     if as_json:
         print(json.dumps(_rows(), indent=1))
     elif watch:
-        keep_showing(lambda: _show(_rows()), lambda: time.sleep(interval), clear=CONSOLE.clear if CONSOLE.is_terminal else CONSOLE.rule)
+        watch_console(lambda: _show(_rows()), interval)
     else:
         _show(_rows())
+
+
+def watch_console(show: Callable[[], None], interval: float) -> None:
+    """Show it on the console again and again, `interval` seconds apart, until Ctrl-C."""
+    keep_showing(show, lambda: time.sleep(interval), clear=CONSOLE.clear if CONSOLE.is_terminal else CONSOLE.rule)
 
 
 def keep_showing(show: Callable[[], None], pause: Callable[[], None], clear: Callable[[], None]) -> None:

@@ -8,8 +8,7 @@ from rich.table import Table
 
 from cluster.schema import flatten
 from launcher.cli.options import CONSOLE, DEFAULT_ROOT, Root, locate_run
-from launcher.cli.train_status import sparkline
-from launcher.runs import RunDirectory
+from launcher.cli.train_status import losses, sparkline
 
 ROWS = 10
 """How many steps of the curves are shown beside each other."""
@@ -54,11 +53,6 @@ def compare(
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of settings whose values differ, without those that only say where a run is."""
     return [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name) and name not in _PLACE]
-
-
-def losses(run: RunDirectory) -> dict[int, float]:
-    """By step; of a step that was done again, the later one."""
-    return {row["step"]: row["loss"] for row in run.metrics() if row.get("loss") is not None}
 
 
 def shown_steps(one: Mapping[int, float], other: Mapping[int, float], rows: int = ROWS) -> list[int]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cluster.errors import ConfigError
 from launcher.cli.options import CONSOLE, DEFAULT_ROOT, Root, locate_run, storage_endpoint
-from launcher.cli.status import keep_showing
+from launcher.cli.status import watch_console
 from launcher.follow import print_summary
 from launcher.runs import RunDirectory, RunStatus, list_runs
 
@@ -45,7 +45,7 @@ def status(
                 _show_one(directory, status)
 
     if watch:
-        keep_showing(show, lambda: time.sleep(interval), clear=CONSOLE.clear if CONSOLE.is_terminal else CONSOLE.rule)
+        watch_console(show, interval)
     else:
         show()
 
@@ -69,10 +69,10 @@ def _show_one(run: RunDirectory, status: RunStatus) -> None:
     line("run", f"{status.run_id} on cluster {status.cluster}, attempt {status.attempt}" + (f", {status.phase}" if status.phase else ""))
     if status.total_steps:
         line("progress", f"{bar(status.step / status.total_steps)} {status.step}/{status.total_steps}")
-    losses = {row["step"]: row["loss"] for row in run.metrics() if row.get("loss") is not None}  # of a step done twice, the later one
-    if len(losses) > 1:
-        curve = [losses[step] for step in sorted(losses)]
-        line("loss", f"{sparkline(curve)} {curve[0]:.4f} to {curve[-1]:.4f}")
+    curve = losses(run)
+    if len(curve) > 1:
+        values = [curve[step] for step in sorted(curve)]
+        line("loss", f"{sparkline(values)} {values[0]:.4f} to {values[-1]:.4f}")
     if status.tokens_per_second:
         line("speed", f"{status.tokens_per_second:,.0f} tokens/s" + (f", MFU {status.mfu:.1%}" if status.mfu else ""))
     if status.slices:
@@ -85,6 +85,11 @@ def _show_one(run: RunDirectory, status: RunStatus) -> None:
     if status.goodput is not None:
         line("goodput", f"{bar(status.goodput)} {status.goodput:.1%}")
     print_summary(run, status, CONSOLE)
+
+
+def losses(run: RunDirectory) -> dict[int, float]:
+    """By step; of a step that was done again, the later one."""
+    return {row["step"]: row["loss"] for row in run.metrics() if row.get("loss") is not None}
 
 
 def bar(share: float) -> str:
