@@ -18,6 +18,11 @@ from launcher.sweep_points import Point
 from launcher.sweep_view import Display, print_detached, print_summary, write_results
 from launcher.watch import HeadGone
 
+TRIES = 3
+"""So often a point is started in vain before it counts as failed: a head that is about to go refuses before it is gone."""
+PAUSE_S = 5.0
+"""After each of these."""
+
 
 class NotNow(PodlaunchError):
     """Nothing can be started at the moment; later it can."""
@@ -65,6 +70,8 @@ class Sweep:
         self._console, self._runs, self._folder, self._max, self._command = console, runs, folder, max_concurrent, command
         self._clock, self._sleep = clock, sleep
         self._all: dict[str, Place] = {}
+        self._pause_until = float("-inf")
+        self._pause_words: str | None = None
 
     def work_through(self, points: Sequence[Point]) -> list[Place]:
         """Returns when all have ended, in the order of the points. Two equal points are one run.
@@ -128,6 +135,8 @@ class Sweep:
             place.follow()
             if place.standing is Standing.ENDED:
                 write_results(self._folder, self._all.values())
+        if self._clock() < self._pause_until:
+            return self._pause_words
         for place in places:
             if place.standing is Standing.WAITING and self._has_room(place.point, _under_way(places)):
                 try:
@@ -143,14 +152,20 @@ class Sweep:
         return sum(_slices_of(place.point) == kind for place in under_way) < self._runs.most(point)
 
     def _start(self, place: Place) -> None:
+        place.find()
+        if place.standing is not Standing.WAITING:  # another command was faster
+            return
         try:
             self._runs.start(place)
         except (NotNow, HeadGone):
             raise
         except PodlaunchError as error:
-            place.follow()
-            if place.standing is not Standing.UNDER_WAY:  # else another command was faster
-                place.standing, place.error = Standing.ENDED, str(error)
+            place.refusals += 1
+            if place.refusals < TRIES:
+                self._pause_until = self._clock() + PAUSE_S
+                self._pause_words = f"{place.point.run_id} could not be started and is tried again: {error}"
+                raise NotNow(self._pause_words) from error
+            place.status, place.standing, place.error = place.run.status(), Standing.ENDED, str(error)
             return
         place.standing = Standing.UNDER_WAY
         place.follow()

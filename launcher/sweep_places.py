@@ -45,6 +45,8 @@ class Place:
     status: RunStatus | None = None
     error: str | None = None
     """Why its run could not be started."""
+    refusals: int = 0
+    """How often it was started in vain."""
 
     def find(self) -> None:
         """See what is there before anything is started."""

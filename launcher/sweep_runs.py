@@ -40,7 +40,7 @@ class ClusterRuns:
         self._watch: tuple[str, Callable[[], str | None]] | None = None
 
     def find(self, point: Point) -> RunDirectory:
-        config = point.config.with_environment(os.environ)
+        config = _here(point)
         assert config.run.root is not None, "filled in by with_environment"
         return RunDirectory(f"{config.run.root.rstrip('/')}/{point.run_id}", self._endpoint(config))
 
@@ -54,12 +54,12 @@ class ClusterRuns:
     def bring_up(self, places: Sequence[Place]) -> None:
         told: list[tuple[str, str]] = []
         for place in places:
-            config = place.point.config.with_environment(os.environ)
+            config = _here(place.point)
             told += [line for line in describe(config, place.run) if line[0] in _TOLD and line not in told]
         for title, text in told:
             self._say(f"{title:<12}{text}")
         for place in places:
-            wanted = place.point.config.with_environment(os.environ).cluster
+            wanted = _here(place.point).cluster
             known = self._clusters.get(wanted.name)
             if known is None:
                 self._clusters[wanted.name] = bring_up(wanted, self._say)
@@ -106,7 +106,7 @@ class ClusterRuns:
 
     def _to_submit(self, place: Place) -> LaunchConfig:
         """A run that is there goes on."""
-        config = place.point.config.with_environment(os.environ)
+        config = _here(place.point)
         return dataclasses.replace(config, run=dataclasses.replace(config.run, resume=place.run.exists()))
 
     def _endpoint(self, config: LaunchConfig) -> str | None:
@@ -131,3 +131,8 @@ class ClusterRuns:
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _here(point: Point) -> LaunchConfig:
+    """With what this machine's environment adds, which is no part of what the point is."""
+    return point.config.with_environment(os.environ).with_absolute_paths()

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: one live table on a terminal, plain lines elsewhere; at the end the table, the best point and results.csv."""
+"""What a person sees of a sweep: a live table on a terminal, else plain lines; at the end the table, the best point and results.csv."""
 
 import csv
 import io
@@ -47,7 +47,7 @@ class Display:
     def show(self, places: Sequence[Place]) -> None:
         if self._live is not None:
             room = max(1, self._console.height - _FRAME)
-            self._live.update(table(in_sight(places, room), self._clock()))
+            self._live.update(table(in_sight(places, room), self._clock()), refresh=True)
             return
         for place in places:
             if place.standing is not Standing.WAITING and place.state != self._told.get(place.point.run_id):

@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster.errors import ClusterError
 from launcher.config import LaunchConfig
 from launcher.runs import FirstFailure, RunDirectory, RunState, RunStatus
-from launcher.sweep import NotNow, Sweep
+from launcher.sweep import TRIES, NotNow, Sweep
 from launcher.sweep_places import FOLLOWED, FOUND, Place, Standing
 from launcher.sweep_points import Point
 from launcher.sweep_view import RESULTS, best_of, in_sight, table
@@ -171,10 +171,18 @@ def test_a_point_that_fails_stops_no_other_one_and_is_told_with_its_first_error(
 
 
 def test_a_point_that_cannot_be_started_stops_no_other_one(world: World) -> None:
-    world.refused["sweep-lr-1"] = [ClusterError("the head refused it")]
+    world.refused["sweep-lr-1"] = [ClusterError("the head refused it")] * TRIES
     places, text = sweep(world)
     assert [place.succeeded for place in places] == [False, True, True, True, True, True]
     assert "failed      sweep-lr-1 (trainer.lr=1): the head refused it" in text.splitlines()
+
+
+def test_a_point_that_is_refused_once_is_tried_again_and_nothing_else_is_tried_meanwhile(world: World) -> None:
+    world.refused["sweep-lr-1"] = [ClusterError("no agent")]
+    places, text = sweep(world)
+    assert all(place.succeeded for place in places)
+    assert world.started == [point.run_id for point in POINTS]
+    assert "sweep-lr-1 could not be started and is tried again: no agent" in text.splitlines()
 
 
 def test_nothing_is_started_while_the_head_is_away(world: World) -> None:
@@ -214,7 +222,7 @@ def test_ctrl_c_leaves_what_is_under_way_alone_and_says_how_to_go_on_and_to_stop
         f"stop one    tpu train stop {world.root / 'sweep-lr-4'}",
     ):
         assert line in text.splitlines()
-    assert [row["state"] for row in results(world)] == ["SUCCEEDED", "SUCCEEDED", "RUNNING", "RUNNING", "WAITING", "WAITING"]
+    assert [row["state"] for row in results(world)] == ["SUCCEEDED", "SUCCEEDED", "QUEUED", "QUEUED", "WAITING", "WAITING"]
 
 
 def test_the_same_sweep_again_goes_on_where_it_was(world: World) -> None:
