@@ -28,6 +28,10 @@ class NotNow(PodlaunchError):
     """Nothing can be started at the moment; later it can."""
 
 
+class Detached(Exception):
+    """Somebody wants to see no more of it; how to go on is said."""
+
+
 class Runs(Protocol):
     """What a sweep asks of clusters and of those who start runs on them."""
 
@@ -76,8 +80,8 @@ class Sweep:
     def work_through(self, points: Sequence[Point]) -> list[Place]:
         """Returns when all have ended, in the order of the points. Two equal points are one run.
 
-        Raises ConfigError before anything is started, PodlaunchError when nothing can go on, and KeyboardInterrupt, once it is said how
-        to go on: runs that are under way stay so.
+        Raises ConfigError before anything is started, PodlaunchError when nothing can go on, and Detached after Ctrl-C: runs that are
+        under way stay so.
         """
         batch: dict[str, Place] = {}
         for point in points:
@@ -96,7 +100,7 @@ class Sweep:
             self._follow(places)
         except KeyboardInterrupt:
             print_detached(self._console, places, self._command)
-            raise
+            raise Detached from None
         except HeadGone as error:
             raise HeadGone(f"{error}; go on with the sweep by the same command: {self._command}") from error
         finally:

@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster.errors import PodlaunchError
 from cluster.schema import at_least
 from launcher.follow import EXIT_INTERRUPTED, EXIT_JOB_FAILED
-from launcher.sweep import Sweep
+from launcher.sweep import Detached, Sweep
 from launcher.sweep_places import Place
 from launcher.sweep_points import compose_points
 from launcher.sweep_runs import ClusterRuns
@@ -42,8 +42,8 @@ class SweepTask:
         points = compose_points(self._loader, self._config, batch, first + 1)
         try:
             places = self._sweep.work_through(points)
-        except KeyboardInterrupt:
-            raise SystemExit(EXIT_INTERRUPTED) from None  # it has said what goes on
+        except Detached:
+            raise SystemExit(EXIT_INTERRUPTED) from None
         return [_returned(place, overrides) for place, overrides in zip(places, batch, strict=True)]
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster.errors import ClusterError
 from launcher.config import LaunchConfig
 from launcher.runs import FirstFailure, RunDirectory, RunState, RunStatus
-from launcher.sweep import TRIES, NotNow, Sweep
+from launcher.sweep import TRIES, Detached, NotNow, Sweep
 from launcher.sweep_places import FOLLOWED, FOUND, Place, Standing
 from launcher.sweep_points import Point
 from launcher.sweep_view import RESULTS, best_of, in_sight, table
@@ -208,7 +208,7 @@ def interrupted(world: World, when: float) -> str:
     """The sweep of a command that somebody interrupts; what it says."""
     world.interrupt_at = when
     output = io.StringIO()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Detached):
         make_sweep(world, output).work_through(POINTS)
     return output.getvalue()
 
