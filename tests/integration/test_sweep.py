@@ -5,17 +5,19 @@ import itertools
 import json
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from launcher.goodput import Phase
 from launcher.runs import AT_REST, RunState, RunStatus
 from tests.integration.conftest import Home, eventually, launch_command, make_home
 
 pytestmark = pytest.mark.timeout(400)
 SLICES = 2
+STEPS = 10
 CLUSTER = ("cluster.accelerator_type=v4-8", f"cluster.max_slices={SLICES}", "run.spares=false")
 POINT = """
 import argparse, time
@@ -38,14 +40,16 @@ def user() -> Iterator[Home]:
     yield from make_home()
 
 
-@pytest.fixture
-def code(tmp_path: Path) -> str:
-    (tmp_path / "point.py").write_text(POINT)
-    return f"run.code={tmp_path}"
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "point.py").write_text(POINT)
+    return f"run.code={folder}"
 
 
-def command(code: str, name: str, steps: int, *rates: float) -> list[str]:
-    entrypoints = ",".join(f"'point.py --lr={rate} --steps={steps}'" for rate in rates)
+def command(code: str, name: str, *points: tuple[float, int]) -> list[str]:
+    """`points`: learning rate and steps of each."""
+    entrypoints = ",".join(f"'point.py --lr={rate} --steps={steps}'" for rate, steps in points)
     return launch_command("-m", "job=script", *CLUSTER, code, f"run.name={name}", f"job.entrypoint={entrypoints}")
 
 
@@ -54,9 +58,10 @@ def runs(user: Home, name: str) -> list[RunStatus]:
     return sorted((status for status in found if status is not None), key=lambda status: status.started_at)
 
 
-def results(user: Home, name: str) -> list[dict[str, str]]:
-    (folder,) = (user.folder / "multirun").glob(f"{name}-*")
-    with (folder / "results.csv").open(newline="") as file:
+def results(said: str) -> list[dict[str, str]]:
+    """What the file holds that a sweep names in the end."""
+    *_, path = re.findall(r"^results +(.*)$", said, re.MULTILINE)
+    with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -70,25 +75,44 @@ def most_at_once(intervals: list[tuple[float, float]]) -> int:
     return max(itertools.accumulate(change for _, change in changes))
 
 
-def test_a_sweep_keeps_two_slices_busy_and_goes_on_after_its_command_was_killed(user: Home, code: str) -> None:
-    six = command(code, "grid", 10, 1, 2, 3, 4, 5, 6)
+@dataclass(frozen=True)
+class Killed:
+    """A sweep of six points whose command was killed half-way, and the same command again."""
+
+    first: str
+    under_way: dict[str, str | None]
+    """Run -> job, of those that were left."""
+    again: "subprocess.CompletedProcess[str]"
+
+
+@pytest.fixture(scope="module")
+def killed(user: Home, code: str) -> Killed:
+    six = command(code, "grid", *((rate, STEPS) for rate in range(1, 7)))
     sweep = user.start(*six)
-    eventually(lambda: len(runs(user, "grid")) == 4, "the third and the fourth point have begun")
+
+    def half() -> bool:
+        states = [run.state for run in runs(user, "grid")]
+        return len(states) == 4 and states.count(RunState.SUCCEEDED) == 2 and RunState.QUEUED not in states
+
+    eventually(half, "the first two points have ended, and the next two have begun")
     sweep.send_signal(signal.SIGKILL)
     said, _ = sweep.communicate(timeout=60)
-    assert "sweep       6 points, at most 2 at once" in said
     under_way = {run.run_id: run.job for run in runs(user, "grid") if run.state not in AT_REST}
-    assert 0 < len(under_way) <= SLICES
+    return Killed(said, under_way, user.call(*six))
 
-    again = user.call(*six)
+
+def test_a_sweep_keeps_two_slices_busy_and_goes_on_after_its_command_was_killed(user: Home, killed: Killed) -> None:
+    again = killed.again
     assert again.returncode == 0, again.stdout + again.stderr
+    assert "sweep       6 points, at most 2 at once" in killed.first
+    assert 0 < len(killed.under_way) <= SLICES
     (found,) = re.findall(r"sweep       6 points \((.*)\), at most 2 at once", again.stdout)
     assert sum(map(int, re.findall(r"\d+", found))) == 4, "of these none is started again"
     statuses = runs(user, "grid")
     assert [status.state for status in statuses] == [RunState.SUCCEEDED] * 6
     assert {status.attempt for status in statuses} == {0}, "nothing was started twice"
-    assert under_way.items() <= {status.run_id: status.job for status in statuses}.items()
-    assert [(row["state"], float(row["loss"])) for row in results(user, "grid")] == [("SUCCEEDED", (rate - 3) ** 2) for rate in range(1, 7)]
+    assert killed.under_way.items() <= {status.run_id: status.job for status in statuses}.items()
+    assert [(row["state"], float(row["loss"])) for row in results(again.stdout)] == [("SUCCEEDED", (rate - 3) ** 2) for rate in range(1, 7)]
     assert "result      6 of 6 points SUCCEEDED" in again.stdout
     (best,) = [line for line in again.stdout.splitlines() if line.startswith("best ")]
     assert "--lr=3 " in best
@@ -96,10 +120,11 @@ def test_a_sweep_keeps_two_slices_busy_and_goes_on_after_its_command_was_killed(
 
     intervals = spans(statuses)
     assert most_at_once(intervals) == SLICES
-    whole = max(end for _, end in intervals) - min(begin for begin, _ in intervals)
-    busy = sum(end - begin for begin, end in intervals) / SLICES / whole
-    scripts = sum(status.phases.get(Phase.TRAINING, 0.0) for status in statuses)
-    print(f"\n6 points in {whole:.1f} s; the two slices were busy {busy:.1%} of that, {scripts:.1f} s of it with the script's own steps")
+    both = sorted(since for since, _ in intervals)[SLICES - 1]  # from when on both slices were given out
+    end = max(until for _, until in intervals)
+    busy = sum(until - max(both, since) for since, until in intervals) / SLICES / (end - both)
+    began = min(since for since, _ in intervals)
+    print(f"\n6 points in {end - began:.1f} s; both slices were busy {busy:.1%} of all but the first {both - began:.1f} s")
     assert busy >= 0.9
 
     listed = json.loads(user.tpu("train", "status", "--json").stdout)
@@ -107,24 +132,29 @@ def test_a_sweep_keeps_two_slices_busy_and_goes_on_after_its_command_was_killed(
     assert all(row["run_id"].startswith("grid-entrypoint-point.py-lr-") for row in listed), "names that a person can read"
 
 
-def test_a_point_that_crashes_stops_no_other_one_and_the_command_says_why(user: Home, code: str) -> None:
-    result = user.call(*command(code, "crash", 1, 0, 1, 2, 3, 4, 5))
+def test_a_point_that_crashes_stops_no_other_one_and_the_command_says_why(user: Home, code: str, killed: Killed) -> None:
+    done = [(1, STEPS), (2, STEPS), (3, STEPS)]  # there already, from another sweep of that name
+    before = len(runs(user, "grid"))
+    result = user.call(*command(code, "grid", (0, 1), (7, 6), (8, 1), *done))
     assert result.returncode == 100, result.stdout + result.stderr
-    assert [row["state"] for row in results(user, "crash")] == ["FAILED", *["SUCCEEDED"] * 5]
+    assert "sweep       6 points (3 done), at most 2 at once" in result.stdout
     assert "result      5 of 6 points SUCCEEDED" in result.stdout
     last = result.stderr.splitlines()[-1]
     assert last.startswith("error: point 1 of the sweep (job.entrypoint=")
     assert last.endswith("ValueError: learning rate 0 learns nothing")
-    assert most_at_once(spans(runs(user, "crash"))) == SLICES
+    failed, *others = runs(user, "grid")[before:]
+    assert (failed.state, [one.state for one in others]) == (RunState.FAILED, [RunState.SUCCEEDED] * 2)
+    assert failed.ended_at is not None
+    assert others[-1].started_at > failed.ended_at, "the last one was started when the first had failed"
 
 
 def test_optuna_searches_two_points_at_a_time_and_the_same_seed_finds_them_again(user: Home, code: str) -> None:
     settings = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1")
-    search = [*command(code, "search", 1, *range(1, 9)), *settings]
+    search = [*command(code, "search", *((rate, 1) for rate in range(1, 9))), *settings]
     result = user.call(*search)
     assert result.returncode == 0, result.stdout + result.stderr
     statuses = runs(user, "search")
-    assert {row["run"] for row in results(user, "search")} == {status.run_id for status in statuses}
+    assert {row["run"] for row in results(result.stdout)} == {status.run_id for status in statuses}
     assert 2 <= len(statuses) <= 4, "one that it asks for twice is one run"
     assert most_at_once(spans(statuses)) == SLICES
     again = user.call(*search)
