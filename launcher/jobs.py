@@ -54,7 +54,7 @@ def post(
     if secrets is not None:
         arguments += ["--secrets", secrets.to_json()]
     entrypoint = f'exec "$PODLAUNCH_PYTHON" -m launcher.gang.supervisor {shlex.join(arguments)}'
-    metadata = {"name": run.run_id, "run_directory": run.url, **(about or {})}
+    metadata = {"job_name": run.run_id, "run_directory": run.url, **(about or {})}
     deadline = clock() + AGENT_S
     while True:
         try:

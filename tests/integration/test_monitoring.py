@@ -27,7 +27,8 @@ SETTINGS = {
     "run": {"name": RUN},
     "trainer": {
         "steps": 100_000,
-        "checkpoint_every": 20,
+        "seq_len": 32,
+        "checkpoint_every": 5,
         "log_every": 2,
         "eval_batches": 1,
         "samples": {"prompts": ["def f("], "max_tokens": 4},
@@ -128,7 +129,8 @@ def test_every_query_of_the_grafana_dashboard_has_data(monitoring: Path, query: 
 def test_ray_knows_the_run_by_names_that_one_reads(home: Home, watched: RunDirectory) -> None:
     http = RayHttp(json.loads(home.tpu("status", "--json").stdout)[0]["dashboard"], home.state / "clusters" / "local" / "token")
     (job,) = [job for job in http.get("/api/jobs/") if job["submission_id"] == RUN]
-    assert job["metadata"] == {"name": RUN, "run_directory": watched.url, "cluster": "local", "attempt": "0", "total_steps": "100000"}
+    about = {"cluster": "local", "attempt": "0", "total_steps": "100000"}
+    assert job["metadata"] == {"job_name": RUN, "run_directory": watched.url, **about}
     actors = http.get("/api/v0/actors?detail=true&limit=1000")["data"]["result"]["result"]
     (slice_name,) = home.status(RUN).slices
     mine = {actor["name"]: actor for actor in actors if actor["state"] == "ALIVE" and actor["name"].startswith(f"{RUN}/")}
