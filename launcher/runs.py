@@ -2,7 +2,7 @@
 
     <run.root>/<run_id>/
       config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl  samples.jsonl
-      logs/<attempt>/host-<i>.log (and .stacks of one that hung)  checkpoints/<step>/  export/  tensorboard/
+      logs/<attempt>/host-<i>.log (.times, and .stacks of one that hung)  checkpoints/<step>/  export/  tensorboard/
       claims/<attempt>.json  whose attempt it is (launcher/claims.py)
       stop                   present once somebody asked the run to stop; it holds how (StopRequest)
       profile                present while somebody waits for a profile; profiles/ holds them (launcher/profiles.py)
@@ -28,6 +28,7 @@ from cluster.errors import ConfigError, PodlaunchError
 from cluster.storage import PATIENCE_S
 from launcher.config import LaunchConfig, parse_yaml
 from launcher.goodput import Phase
+from launcher.log_times import times_of, written_before
 from launcher.profiles import REQUEST, ProfileRequest, traces_of
 from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
 
@@ -295,6 +296,10 @@ class RunDirectory:
     def tail_log(self, attempt: int, host: int) -> Tail:
         """The same, as it grows."""
         return self.files.tail(self.log_name(attempt, host))
+
+    def log_length(self, attempt: int, host: int, moment: float) -> int:
+        """So many bytes of it were there at `moment`, seconds since the epoch."""
+        return written_before(self.files.read_grown(times_of(Path(self.log_name(attempt, host))).as_posix()), moment)
 
     def logs(self) -> dict[int, list[int]]:
         """Attempt -> the hosts that wrote a log in it, both in order."""

@@ -71,6 +71,18 @@ def test_every_setting_that_a_document_names_exists(document: Path) -> None:
             assert found[1] not in groups or (config_dir() / found[1] / f"{found[2]}.yaml").exists(), code
 
 
+def test_every_line_that_troubleshooting_explains_is_one_that_we_say() -> None:
+    rooms = [path.read_text() for room in ("launcher", "cluster") for path in sorted((ROOT / room).rglob("*.py"))]
+    said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(rooms))  # strings that go on in the next line
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    lines = [
+        line for table in text.split("| the line says |")[1:] for line in re.findall(r"^\| `([^`]+)` \|", table.partition("\n\n")[0], re.M)
+    ]
+    assert len(lines) > 20
+    unknown = [line for line in lines if not all(piece.strip(" ;,:") in said for piece in line.split("..."))]
+    assert not unknown
+
+
 @pytest.mark.parametrize("words", [["statsu"], ["start", "--bear"], ["emulator", "faults"], ["start", "v9"], ["start", "v5e", "zone=a"]])
 def test_the_check_itself_finds_what_does_not_exist(words: list[str]) -> None:
     with pytest.raises((AssertionError, ConfigError)):
