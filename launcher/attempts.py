@@ -37,7 +37,8 @@ def submit_next(run: RunDirectory, entry: Entry, index: RunIndex, http: RayHttp,
     # First of all: who is killed in between leaves no run that is QUEUED and that nobody looks after.
     index.write(dataclasses.replace(entry, submitted_at=status.updated_at))
     run.write_status(status)
-    jobs.post(http, run, status.job, entry.secrets, index.url)
+    about = {"cluster": status.cluster, "attempt": str(status.attempt), "total_steps": str(status.total_steps)}
+    jobs.post(http, run, status.job, entry.secrets, index.url, about)
     return status.job
 
 

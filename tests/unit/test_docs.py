@@ -15,6 +15,7 @@ from cluster.errors import ConfigError
 from launcher.cli.main import app
 from launcher.compose import compose_cluster, compose_config, config_dir, known_keys
 from launcher.config import RunConfig
+from launcher.gang.gauges import MEASUREMENTS
 from launcher.reference import descriptions, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,18 @@ def test_every_setting_that_a_document_names_exists(document: Path) -> None:
             assert found[1] not in groups or (config_dir() / found[1] / f"{found[2]}.yaml").exists(), code
 
 
+def test_every_line_that_troubleshooting_explains_is_one_that_we_say() -> None:
+    rooms = [path.read_text() for room in ("launcher", "cluster") for path in sorted((ROOT / room).rglob("*.py"))]
+    said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(rooms))  # strings that go on in the next line
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    lines = [
+        line for table in text.split("| the line says |")[1:] for line in re.findall(r"^\| `([^`]+)` \|", table.partition("\n\n")[0], re.M)
+    ]
+    assert len(lines) > 20
+    unknown = [line for line in lines if not all(piece.strip(" ;,:") in said for piece in line.split("..."))]
+    assert not unknown
+
+
 @pytest.mark.parametrize("words", [["statsu"], ["start", "--bear"], ["emulator", "faults"], ["start", "v9"], ["start", "v5e", "zone=a"]])
 def test_the_check_itself_finds_what_does_not_exist(words: list[str]) -> None:
     with pytest.raises((AssertionError, ConfigError)):
@@ -99,3 +112,9 @@ def test_the_configuration_reference_is_what_the_schema_says() -> None:
         "make it anew: python -m launcher.reference > docs/configuration.md"
     )
     assert set(descriptions(RunConfig)) >= {"root", "spares", "max_usd"}
+
+
+def test_every_measurement_is_in_the_document_on_monitoring() -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    for one in MEASUREMENTS:
+        assert re.search(rf"^\| `{one.name}`.*\| {re.escape(one.about)} \|$", text, re.MULTILINE), one.name

@@ -113,7 +113,7 @@ def test_only_host_0_sends_what_belongs_to_the_run(run: RunDirectory, tmp_path: 
         write(mirror, name, "x\n")
     mirror.send()
     mirror.finish()
-    assert set(run.files.list("")) == {"config.yaml", "code.zip", "logs/0/host-1.log"}
+    assert set(run.files.list("")) == {"config.yaml", "code.zip", "logs/0/host-1.log", "logs/0/host-1.times"}
 
 
 def test_tensorboard_is_replaced_now_and_then_and_the_model_once(run: RunDirectory, tmp_path: Path) -> None:
