@@ -1,9 +1,5 @@
 """Weights & Biases' own client, offline: what a run tells it is read back from its file."""
 
-import importlib
-import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +8,7 @@ import pytest
 from launcher.config import WandbConfig
 from launcher.training.metrics import MetricsWriter, StepRecord
 from launcher.training.tracking import Tracker
+from tests.integration.wandb_file import history
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -22,34 +19,6 @@ class Heard:
 
     def emit(self, event: str, **values: Any) -> None:
         self.events.append({"event": event, **values})
-
-
-def history(file: Path) -> list[dict[str, Any]]:
-    """The rows that the client would send."""
-    internal: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    rows = []
-    for content in log_records(file.read_bytes()):
-        record = internal.Record()
-        record.ParseFromString(content)
-        if record.WhichOneof("record_type") == "history":
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
-    return rows
-
-
-def log_records(content: bytes) -> Iterator[bytes]:
-    """LevelDB's log format, behind a header of 7 bytes: blocks of 32 KiB, each of pieces with checksum, length, kind (full, first, ...)."""
-    place, pieces = 7, b""
-    while place + 7 <= len(content):
-        left = -place % 32768
-        if 0 < left < 7:
-            place += left
-            continue
-        length, kind = struct.unpack_from("<HB", content, place + 4)
-        pieces += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):
-            yield pieces
-            pieces = b""
 
 
 def test_what_is_logged_is_what_the_run_directory_says(tmp_path: Path) -> None:
