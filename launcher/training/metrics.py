@@ -58,13 +58,13 @@ class MetricsWriter:
         values = {"held_out_loss": loss, "held_out_perplexity": perplexity(loss)}
         by_part = {"held_out_parts": dict(parts)} if parts else {}
         self._rows.write({"step": step, "attempt": self._attempt, "time": time.time(), **values, **by_part})
-        for name, value in values.items():
-            self._board.add_scalar(name.replace("_out_", "_out/"), value, step)
-        for name, value in parts.items():
-            self._board.add_scalar(f"held_out_parts/{name}", value, step)
+        shown = {name.replace("_out_", "_out/"): value for name, value in values.items()}
+        shown |= {f"held_out_parts/{name}": value for name, value in parts.items()}
+        for name, value in shown.items():
+            self._board.add_scalar(name, value, step)
         self._board.flush()
         if self._tracker is not None:
-            self._tracker.log(step, {name.replace("_out_", "_out/"): value for name, value in values.items()})
+            self._tracker.log(step, shown)
 
     def close(self) -> None:
         self._rows.close()
