@@ -75,8 +75,8 @@ class Gang:
         self.incomplete = incomplete(self.hosts, names, self._config.hosts_per_slice)
         return len(names) == self._config.slices and not self.incomplete
 
-    def place(self) -> None:
-        """Start one runner a host, holding all its chips."""
+    def place(self, attempt: int) -> None:
+        """Start one runner a host, holding all its chips. `attempt`: the one that is started on them next."""
         chips = self._config.accelerator.chips_per_host
         bundles = [{"TPU": float(chips)} for _ in self.hosts]
         group = placement_group(
@@ -91,7 +91,7 @@ class Gang:
                 resources={"TPU": chips},
                 max_concurrency=4,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-            ).remote(self._directory.url, index)
+            ).remote(self._directory.url, index, first=attempt)
             for index in range(len(self.hosts))
         ]
 

@@ -50,6 +50,8 @@ LAST_WORDS_S = 10.0
 """How long the end of a process that failed may be kept from the supervisor until the last of its log is sent."""
 SPARE_AFTER_S = 5.0
 """How long a process trains before its host makes a spare: a run that is over by then needs none."""
+HURRY_VARIABLE = "PODLAUNCH_HURRY"
+"""Of a spare: nobody trains on this host yet, and its orders are about to come (launcher/training/spare.py)."""
 _CHILD = (sys.executable, "-m", "launcher.training.child")
 _TAIL_BYTES = 64 * 1024
 
@@ -218,8 +220,10 @@ class Child:
 class Runner:
     """The actor. Its methods run in a pool of threads, so that `next_events` may block while others are called."""
 
-    def __init__(self, run_dir: str, host: int, lease: float = LEASE_S) -> None:
-        """`run_dir`: a local path or gs://. `lease`: seconds that the child lives on after the last question."""
+    def __init__(self, run_dir: str, host: int, lease: float = LEASE_S, *, first: int | None = None) -> None:
+        """`run_dir`: a local path or gs://. `lease`: seconds that the child lives on after the last question. `first`: the attempt that
+        will be started here first; its process imports what it needs while the rest of the gang is placed.
+        """
         self._url = run_dir
         self._place = open_place(run_dir, host, cache_dir())
         self._host = host
@@ -232,6 +236,8 @@ class Runner:
         """When the next one is due, seconds of the monotonic clock."""
         self._static: dict[str, str] = {}
         """The environment of training processes that no attempt changes."""
+        self._fetched: int | None = None
+        """The attempt that the run's folder on this host is ready for, and that has not begun."""
         self._lease = lease
         self._lock = threading.Lock()
         self._asking = 0
@@ -240,6 +246,8 @@ class Runner:
         folder = os.environ.get(HOST_DIR_VARIABLE)
         if folder is not None:
             threading.Thread(target=self._watch_notices, args=(Path(folder),), name="notices", daemon=True).start()
+        if first is not None:
+            self._begin_ahead(first)
 
     def free_ports(self, count: int) -> list[int]:
         """Ports of this host that are free now."""
@@ -255,16 +263,9 @@ class Runner:
     def start(self, attempt: int, environment: Mapping[str, str], log: str, secrets: str | None) -> None:
         """Start the training process of this host. Raises OSError when it cannot be started."""
         self.kill()
-        unpacked = code.unpack(self._place.fetch(attempt), cache_dir() / "code")
-        env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
-        self._static = env | {
-            "PYTHONPATH": str(unpacked / "podlaunch"),
-            "PYTHONSAFEPATH": "1",
-            "PODLAUNCH_USER_CODE": str(unpacked / "user"),
-            "PODLAUNCH_COMPILATION_CACHE": str(cache_dir() / "compilation"),
-            "PODLAUNCH_RUN_DIR": str(self._place.folder),
-            "PODLAUNCH_CHECKPOINT_DIR": self._place.checkpoints,
-        }
+        if self._fetched != attempt:
+            self._fetch(attempt)
+        self._fetched = None
         arguments = [str(self._place.folder), "--attempt", str(attempt), "--run", self._url, "--checkpoints", self._place.checkpoints]
         own = {"PODLAUNCH_ATTEMPT": str(attempt), **_read_secrets(secrets), **environment}
         self.renew()
@@ -275,6 +276,26 @@ class Runner:
         threading.Thread(target=self._watch_supervisor, args=(self._child,), name="lease", daemon=True).start()
         self._spare_at = math.inf
         self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
+
+    def _fetch(self, attempt: int) -> None:
+        unpacked = code.unpack(self._place.fetch(attempt), cache_dir() / "code")
+        env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
+        self._static = env | {
+            "PYTHONPATH": str(unpacked / "podlaunch"),
+            "PYTHONSAFEPATH": "1",
+            "PODLAUNCH_USER_CODE": str(unpacked / "user"),
+            "PODLAUNCH_COMPILATION_CACHE": str(cache_dir() / "compilation"),
+            "PODLAUNCH_RUN_DIR": str(self._place.folder),
+            "PODLAUNCH_CHECKPOINT_DIR": self._place.checkpoints,
+        }
+        self._fetched = attempt
+
+    def _begin_ahead(self, attempt: int) -> None:
+        try:
+            self._fetch(attempt)
+            self._spare = Child([*_CHILD, str(self._place.folder)], {**self._static, HURRY_VARIABLE: "1"}, None, queue.Queue(), self._place)
+        except (PodlaunchError, OSError) as error:
+            logger.warning("nothing is imported ahead: %s", error)  # `start` meets the same, and tells the supervisor
 
     def next_events(self, timeout: float) -> list[Event]:
         """What the child has said since the last call; waits up to `timeout` seconds for the first event."""

@@ -220,7 +220,7 @@ class Supervisor:
         self._group = self._gang.reserve()
 
     def _place(self) -> None:
-        self._gang.place()
+        self._gang.place(self._record.status.attempt)
         self._record.hold_slices(sorted({host.slice_name for host in self._gang.hosts}), len(self._gang.hosts))
         self._record.event("hosts", hosts=[host.name for host in self._gang.hosts])
 

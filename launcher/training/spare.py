@@ -1,9 +1,11 @@
 """A spare: a training process that has imported what it will need, and waits for its orders in a pipe.
 
 The runner starts it while another process trains, and hands it the command line, the environment of the attempt and the log when that one
-is gone: a restart then costs no import. Importing JAX claims no TPU, the first use of a device does; a spare uses none.
+is gone: a restart then costs no import. A host's first process is one too, which imports while the rest of the gang is placed. Importing
+JAX claims no TPU, the first use of a device does; a spare uses none.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -31,7 +33,12 @@ def take_orders(run_dir: Path) -> list[str]:
     else:
         set_environment()
         names = libraries_of(Path(os.environ["PODLAUNCH_USER_CODE"]))
-    import_gently(names)
+    with contextlib.suppress(Exception):  # who is to run meets the same error, and has a log that says so
+        if os.environ.pop("PODLAUNCH_HURRY", None) is None:
+            import_gently(names)
+        else:
+            for name in names:
+                importlib.import_module(name)
     with os.fdopen(fd, encoding="utf-8") as pipe:
         line = pipe.readline()
     if not line:
