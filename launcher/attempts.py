@@ -36,7 +36,8 @@ def submit_next(run: RunDirectory, entry: Entry, index: RunIndex, http: RayHttp,
     assert status.job is not None
     run.write_status(status)
     index.write(dataclasses.replace(entry, submitted_at=status.updated_at))
-    jobs.post(http, run, status.job, entry.secrets, index.url)
+    about = {"cluster": status.cluster, "attempt": str(status.attempt), "total_steps": str(status.total_steps)}
+    jobs.post(http, run, status.job, entry.secrets, index.url, about)
     return status.job
 
 

@@ -110,6 +110,8 @@ def _describe_event(event: dict[str, Any]) -> str | None:
             return f"the supervisor of attempt {event['attempt']} was lost at step {event['step']}: {event['reason']}"
         case "straggler":
             return f"host {event['host']} is slow: the others wait {event['extra_s']:.2f} s of each {event['step_s']:.2f} s step for it"
+        case "profile":
+            return f"profile of steps {event['first']} to {event['last']} on host {event['host']}"
         case "backoff":
             return f"attempt {event['attempt']} starts in {event['seconds']:.0f} s: the one before came no further"
         case "state" if event["state"] == RunState.RECOVERING:

@@ -1,5 +1,6 @@
 """The gang of one run on Ray: its slices, its runners, their children. All that the supervisor needs of Ray is here."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
 from cluster.tpu.losses import read_ready
 from cluster.vm.head_watch import accepts
-from launcher.gang.lease import EVENT_WAIT_S
+from launcher.gang.gauges import HostGauges
+from launcher.gang.lease import EVENT_WAIT_S, LEASE_S
 from launcher.gang.placement import Host, dead, incomplete, living_hosts, process_environment
 from launcher.gang.runner import Event, Runner
+from launcher.profiles import ProfileRequest
 from launcher.runs import RunDirectory
 
 HOSTS_INTERVAL_S = 1.0
@@ -76,7 +79,9 @@ class Gang:
         return len(names) == self._config.slices and not self.incomplete
 
     def place(self, attempt: int) -> None:
-        """Start one runner a host, holding all its chips. `attempt`: the one that is started on them next."""
+        """Start one runner a host, holding all its chips. `attempt`: the first that they serve, part of their names in Ray's dashboard, and
+        begun there ahead.
+        """
         chips = self._config.accelerator.chips_per_host
         bundles = [{"TPU": float(chips)} for _ in self.hosts]
         group = placement_group(
@@ -86,13 +91,19 @@ class Gang:
         actor = ray.remote(Runner)
         self._runners = [
             actor.options(
-                name=self._name(f"host-{index}"),
+                name=self._name(f"{attempt}/{host.name}"),
                 num_cpus=0,
                 resources={"TPU": chips},
                 max_concurrency=4,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-            ).remote(self._directory.url, index, first=attempt)
-            for index in range(len(self.hosts))
+            ).remote(
+                self._directory.url,
+                index,
+                LEASE_S,
+                functools.partial(HostGauges, self._directory.run_id, self._config.name, host.name),
+                first=attempt,
+            )
+            for index, host in enumerate(self.hosts)
         ]
 
     def start(self, attempt: int, timeout: float) -> None:
@@ -143,6 +154,11 @@ class Gang:
             except _LOST:
                 found.append(None)
         return found
+
+    def profile(self, request: ProfileRequest) -> None:
+        """Ask every training process to trace its next steps; they answer by events."""
+        for runner in self._runners:
+            runner.profile.remote(request.to_json())
 
     def terminate(self) -> None:
         """Ask every training process to checkpoint and end."""

@@ -5,6 +5,7 @@ from the runner, which outlives its training process: the last words of a proces
 
     growing      logs/<attempt>/host-<i>.log and .times of this host; metrics.jsonl and samples.jsonl of host 0        in segments
     replaced     tensorboard/ of host 0                                                   when they grew, at most every REPLACE_INTERVAL_S
+    at once      profiles/
     at the end   export/ of host 0                                                        when the process has ended
 """
 
@@ -22,6 +23,7 @@ import yaml
 from cluster.errors import PodlaunchError
 from launcher import code
 from launcher.log_times import INTERVAL_S, LogTimes, times_of
+from launcher.profiles import FOLDER as PROFILES
 from launcher.run_files import ObjectFiles
 from launcher.runs import DATA, SAMPLES, RunDirectory
 
@@ -107,6 +109,7 @@ class Mirror:
         with self._lock:
             for name in self._growing:
                 self._send_new(name, whole_lines=True)
+            self._replace(PROFILES, "*.xplane.pb")
             if self._host == 0 and self._clock() - self._replaced >= REPLACE_INTERVAL_S:
                 self._replace("tensorboard")
                 self._replaced = self._clock()
@@ -117,6 +120,7 @@ class Mirror:
         with self._lock:
             for name in self._growing:
                 self._send_new(name, whole_lines=False)
+            self._replace(PROFILES, "*.xplane.pb")
             if self._host == 0:
                 self._replace("tensorboard")
                 self._replace("export")
@@ -140,8 +144,8 @@ class Mirror:
             self._files.append(name, new)
             self._sent[name] = done + len(new)
 
-    def _replace(self, folder: str) -> None:
-        for path in sorted((self.folder / folder).rglob("*")):
+    def _replace(self, folder: str, pattern: str = "*") -> None:
+        for path in sorted((self.folder / folder).rglob(pattern)):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and (size := path.stat().st_size) != self._sent.get(name):
                 self._files.upload(name, path)

@@ -2,16 +2,18 @@
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from cluster.config import ClusterConfig
-from cluster.errors import PodlaunchError
+from cluster.errors import ConfigError, PodlaunchError
 from launcher.cli.main import app
 from launcher.cli.train_logs import Wanted, following
 from launcher.cli.train_status import WIDTH, sparkline
@@ -186,3 +188,29 @@ def test_a_config_file_alone_means_run_and_a_dry_run_changes_nothing(run: RunDir
 
 def test_version() -> None:
     assert tpu("--version").strip() == importlib.metadata.version("podlaunch")
+
+
+def test_a_report_is_written_where_it_is_asked_for_and_a_missing_library_is_named(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "page.html"
+    assert tpu("train", "report", "mine", *root_of(run), "-o", str(file)).strip() == str(file)
+    assert "Run mine" in file.read_text()
+    refused = CliRunner().invoke(app, ["train", "report", "mine", *root_of(run), "-o", str(tmp_path / "no" / "page.html")])
+    assert "cannot write" in str(refused.exception)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused = CliRunner().invoke(app, ["train", "report", "mine", *root_of(run)])
+    assert isinstance(refused.exception, ConfigError)
+    assert "pip install 'podlaunch[report]'" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"state": RunState.STOPPED}, "is STOPPED; only one that trains can be traced"), ({"cluster": "-"}, "in a process of its own")],
+)
+def test_a_run_that_nobody_can_trace_is_refused(run: RunDirectory, fields: dict[str, Any], words: str) -> None:
+    run.write_status(RunStatus(**{"run_id": "mine", "cluster": "c", "state": RunState.QUEUED, **fields}))
+    result = CliRunner().invoke(app, ["train", "profile", "mine", *root_of(run)])
+    assert isinstance(result.exception, PodlaunchError)
+    assert words in str(result.exception)
+    assert run.profile_requested() is None

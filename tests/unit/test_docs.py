@@ -12,6 +12,7 @@ from cluster.errors import ConfigError
 from launcher.cli.main import app
 from launcher.compose import compose_cluster, compose_config, config_dir, known_keys
 from launcher.config import RunConfig
+from launcher.gang.gauges import MEASUREMENTS
 from launcher.reference import descriptions, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,3 +94,9 @@ def test_the_configuration_reference_is_what_the_schema_says() -> None:
         "make it anew: python -m launcher.reference > docs/configuration.md"
     )
     assert set(descriptions(RunConfig)) >= {"root", "spares", "max_usd"}
+
+
+def test_every_measurement_is_in_the_document_on_monitoring() -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    for one in MEASUREMENTS:
+        assert re.search(rf"^\| `{one.name}`.*\| {re.escape(one.about)} \|$", text, re.MULTILINE), one.name
