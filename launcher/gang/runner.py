@@ -32,7 +32,7 @@ import psutil
 from cluster.errors import PodlaunchError
 from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
-from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice
+from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice, write_companion
 from launcher import code
 from launcher.config import LaunchConfig
 from launcher.gang.attempt import EXIT_STOPPED
@@ -40,6 +40,9 @@ from launcher.gang.evidence import first_error, sickness
 from launcher.gang.lease import LEASE_S
 from launcher.gang.memory import OomWatch
 from launcher.gang.mirror import Place, open_place
+from launcher.gang.nursery import COMMAND as NURSERY
+from launcher.gang.nursery import Borrowed, Borrowing, borrow
+from launcher.gang.pipes import Pipes, start
 from launcher.gang.stacks import stacks_of
 
 if TYPE_CHECKING:
@@ -72,11 +75,18 @@ class Child:
     """One training process and what it says. Puts events into `events`; the last one is `exit` with the process's return code."""
 
     def __init__(
-        self, argv: list[str], env: Mapping[str, str], log: Path | None, events: "queue.Queue[Event]", place: Place | None = None
+        self,
+        argv: list[str],
+        env: Mapping[str, str],
+        log: Path | None,
+        events: "queue.Queue[Event]",
+        place: Place | None = None,
+        borrowed: tuple[Borrowed, Pipes] | None = None,
     ) -> None:
         """`log`: None for a spare, which says nothing before its orders (launcher/training/spare.py). `place`: what is to be sent from
-        while the process lives, and after it.
+        while the process lives, and after it. `borrowed`: a spare of the host's nursery, instead of one that `argv` starts in `env`.
         """
+        self._borrowed = borrowed
         self._events = events
         self._orders: int | None = None
         """Where a spare's orders are written, once."""
@@ -87,7 +97,7 @@ class Child:
         self._env = dict(env)
         self._log = log
         self._started = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Borrowed | None = None
         self._error: OSError | None = None
         self._asked = False
         self._stop: int | None = None
@@ -105,7 +115,8 @@ class Child:
     def order(self, arguments: list[str], environment: Mapping[str, str], log: Path, events: "queue.Queue[Event]") -> bool:
         """Make the training process out of a spare. False when it is gone."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        orders = json.dumps({"arguments": arguments, "environment": dict(environment), "log": str(log)}) + "\n"
+        given = dict(environment) if self._borrowed is None else {**self._env, **environment}  # which the nursery could not know
+        orders = json.dumps({"arguments": arguments, "environment": given, "log": str(log)}) + "\n"
         with self._lock:
             if self._orders is None:
                 return False
@@ -147,54 +158,46 @@ class Child:
         """Whether the process ended within `timeout` seconds, and what it left is sent or given up."""
         return self._told.wait(timeout)
 
-    def _live(self) -> None:
-        reading, writing = os.pipe()
-        stop_reading, self._stop = os.pipe()
-        requests_reading, self._requests = os.pipe()
-        pipes = {"PODLAUNCH_EVENT_FD": writing, "PODLAUNCH_STOP_FD": stop_reading, "PODLAUNCH_REQUEST_FD": requests_reading}
-        if self._log is None:
-            pipes["PODLAUNCH_ORDERS_FD"], self._orders = os.pipe()
-        try:
+    def _begin(self) -> Pipes:
+        """Start the process, or take the borrowed one. Raises OSError."""
+        if self._borrowed is not None:
+            self._process, pipes = self._borrowed
+        else:
             output = self._open_log()
             try:
-                self._process = subprocess.Popen(
-                    self._argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env={**self._env, **{name: str(fd) for name, fd in pipes.items()}, "PODLAUNCH_PARENT_PID": str(os.getpid())},
-                    pass_fds=list(pipes.values()),
-                )
+                self._process, pipes = start(self._argv, self._env, output, spare=self._log is None)
             finally:
                 os.close(output)
+        self._stop, self._requests, self._orders = pipes.stop, pipes.requests, pipes.orders
+        return pipes
+
+    def _live(self) -> None:
+        try:
+            pipes = self._begin()
         except OSError as error:
-            for fd in (reading, stop_reading, self._stop, requests_reading, self._requests):
-                os.close(fd)
             self._error = error
             return
         finally:
-            os.close(writing)
-            if "PODLAUNCH_ORDERS_FD" in pipes:
-                os.close(pipes["PODLAUNCH_ORDERS_FD"])
             self._started.set()
+        assert self._process is not None
         memory = OomWatch(self._process.pid)
         if self._log is not None:
             self._start_sending()
-        with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
+        with os.fdopen(pipes.events, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 event = _parse(line)
                 self._done = self._done or _says_done(event)
                 self._events.put(event)
         code = self._process.wait()
         with self._lock:
-            os.close(self._stop)
-            os.close(self._requests)
+            os.close(pipes.stop)
+            os.close(pipes.requests)
             self._stop = self._requests = None
             if self._orders is not None:
                 os.close(self._orders)
                 self._orders = None
-        os.close(stop_reading)
-        os.close(requests_reading)
+        for end in pipes.held:
+            os.close(end)
         if code == 0 and self._asked and not self._done:
             code = EXIT_STOPPED
         self._ended.set()
@@ -274,8 +277,12 @@ class Runner:
         """Questions that wait for an answer now."""
         self._asked = time.monotonic()
         folder = os.environ.get(HOST_DIR_VARIABLE)
-        if folder is not None:
-            threading.Thread(target=self._watch_notices, args=(Path(folder),), name="notices", daemon=True).start()
+        self._folder = None if folder is None else Path(folder)
+        """The host's."""
+        self._nursery: Borrowing | None = None
+        """Held open: the nursery ends what it has lent when this runner ends."""
+        if self._folder is not None:
+            threading.Thread(target=self._watch_notices, args=(self._folder,), name="notices", daemon=True).start()
         if first is not None:
             self._begin_ahead(first)
 
@@ -300,7 +307,6 @@ class Runner:
         own = {"PODLAUNCH_ATTEMPT": str(attempt), **_read_secrets(secrets), **environment}
         self.renew()
         shown = _open_at_end(self._place.folder / log)
-        self._spares = LaunchConfig.from_yaml(self._place.folder / "config.yaml").run.spares
         self._child = self._from_spare(arguments, own, self._place.folder / log) or Child(
             [*_CHILD, *arguments], {**self._static, **own}, self._place.folder / log, self._events, self._place
         )
@@ -320,14 +326,27 @@ class Runner:
             "PODLAUNCH_RUN_DIR": str(self._place.folder),
             "PODLAUNCH_CHECKPOINT_DIR": self._place.checkpoints,
         }
+        self._spares = LaunchConfig.from_yaml(self._place.folder / "config.yaml").run.spares
         self._fetched = attempt
 
     def _begin_ahead(self, attempt: int) -> None:
         try:
             self._fetch(attempt)
-            self._spare = Child([*_CHILD, str(self._place.folder)], {**self._static, HURRY_VARIABLE: "1"}, None, queue.Queue(), self._place)
+            self._spare = self._borrow() or Child(
+                [*_CHILD, str(self._place.folder)], {**self._static, HURRY_VARIABLE: "1"}, None, queue.Queue(), self._place
+            )
         except (PodlaunchError, OSError) as error:
             logger.warning("nothing is imported ahead: %s", error)  # `start` meets the same, and tells the supervisor
+
+    def _borrow(self) -> Child | None:
+        """What the host's nursery keeps warm; where there is no nursery yet, the host's agent is asked for one."""
+        if self._folder is None or not self._spares:
+            return None
+        write_companion(self._folder, NURSERY)
+        self._nursery = borrow(self._folder)
+        if self._nursery is None or self._nursery.lent is None:
+            return None
+        return Child([], self._static, None, queue.Queue(), self._place, self._nursery.lent)
 
     def next_events(self, timeout: float) -> list[Event]:
         """What the child has said since the last call; waits up to `timeout` seconds for the first event."""

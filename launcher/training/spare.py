@@ -19,7 +19,7 @@ from launcher.training.program import program_of, set_environment
 
 ORDERS_FD_VARIABLE = "PODLAUNCH_ORDERS_FD"
 _TRAINING = ("launcher.config", "launcher.training.job")
-_LIBRARIES = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "numpy")
+LIBRARIES = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "numpy")
 """What a user's program may find imported, if it names it."""
 _LOWEST_PRIORITY = 19
 _ENVIRONMENT = re.compile(r"\b(environ|putenv|dotenv)\b")
@@ -39,18 +39,23 @@ def take_orders(run_dir: Path) -> list[str]:
         else:
             for name in names:
                 importlib.import_module(name)
+    arguments, environment = read_orders(fd)
+    os.environ.update(environment)
+    return arguments
+
+
+def read_orders(fd: int) -> tuple[list[str], dict[str, str]]:
+    """Waits for them: the command line, and variables of the environment. What is written goes into the run's log from now on."""
     with os.fdopen(fd, encoding="utf-8") as pipe:
         line = pipe.readline()
     if not line:
         os._exit(0)
     orders = json.loads(line)
-    os.environ.update(orders["environment"])
     log = os.open(orders["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    arguments: list[str] = orders["arguments"]
-    return arguments
+    return orders["arguments"], orders["environment"]
 
 
 def import_gently(names: Sequence[str]) -> None:
@@ -73,7 +78,5 @@ def libraries_of(code: Path) -> list[str]:
     if any(_ENVIRONMENT.search(source) for source in sources):
         return []
     return [
-        name
-        for name in _LIBRARIES
-        if any(re.search(rf"^\s*(import|from)\s+{name.partition('.')[0]}\b", source, re.M) for source in sources)
+        name for name in LIBRARIES if any(re.search(rf"^\s*(import|from)\s+{name.partition('.')[0]}\b", source, re.M) for source in sources)
     ]
