@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import wrapt
 import yaml
 
 from launcher.entrypoint import Entrypoint, parse_entrypoint
@@ -79,13 +80,17 @@ def set_environment() -> None:
     settings: dict[str, Any] = dict(_CPU_SETTINGS)
     if cache := os.environ.get("PODLAUNCH_COMPILATION_CACHE"):
         settings |= {"jax_compilation_cache_dir": cache, **_CACHE_SETTINGS}
-    jax = sys.modules.get("jax")
-    for name, value in settings.items():
-        if name.upper() in os.environ:
-            continue
-        os.environ[name.upper()] = value if isinstance(value, str) else json.dumps(value)
-        if jax is not None:  # of a process that was warm before its run: JAX has read its environment
-            jax.config.update(name, value)
+    ours = {name: value for name, value in settings.items() if name.upper() not in os.environ}
+    texts = {name.upper(): value if isinstance(value, str) else json.dumps(value) for name, value in ours.items()}
+    os.environ.update(texts)
+
+    def settle(jax: Any) -> None:
+        for name, value in ours.items():
+            if os.environ.get(name.upper()) == texts[name.upper()]:  # the program has not chosen another one
+                jax.config.update(name, value)
+
+    # Not all of JAX's settings are read from the environment, and a process that was warm before its run has imported JAX already.
+    wrapt.register_post_import_hook(settle, "jax")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # both are text files here
 

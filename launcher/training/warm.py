@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.training.child import die_with_parent, may_be_looked_at
+from launcher.training.jax_cluster import COORDINATOR, PROCESS, PROCESSES
 from launcher.training.program import program_of
 from launcher.training.spare import LIBRARIES, ORDERS_FD_VARIABLE, import_gently, libraries_of, read_orders
 
@@ -41,8 +42,9 @@ def main() -> None:
 
 
 def read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
-    """The settings that libraries read when they are imported."""
-    return {name: value for name, value in environment.items() if name.startswith(_READ_BY_IMPORTS)}
+    """The settings that libraries read when they are imported; an attempt's place among the others is asked for later."""
+    names = {name for name in environment if name.startswith(_READ_BY_IMPORTS)} - {COORDINATOR, PROCESSES, PROCESS}
+    return {name: environment[name] for name in names}
 
 
 def imports_for(run_dir: Path) -> bool:
