@@ -15,10 +15,11 @@ import yaml
 from cluster.ports import free_port
 from cluster.ray_http import RayHttp
 from launcher.gang.gauges import MEASUREMENTS, PREFIX
-from launcher.runs import RunDirectory, RunState
+from launcher.runs import FINAL, RunDirectory, RunState
 from tests.debian import program
 from tests.integration.browser import browser
 from tests.integration.conftest import Home, eventually
+from tests.integration.wandb_file import history
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -28,6 +29,7 @@ SETTINGS = {
     "trainer": {
         "steps": 100_000,
         "seq_len": 32,
+        "wandb": {"project": "a-project", "mode": "offline"},
         "checkpoint_every": 5,
         "log_every": 2,
         "eval_batches": 1,
@@ -50,7 +52,7 @@ def watched(home: Home) -> Iterator[RunDirectory]:
     run = home.run(RUN)
     eventually(lambda: (status := run.status()) is not None and status.checkpoint is not None, "a checkpoint")
     yield run
-    if home.status(RUN).state not in (RunState.STOPPED, RunState.FAILED):
+    if home.status(RUN).state not in FINAL:
         home.tpu("train", "stop", RUN, "--now")
         eventually(lambda: home.status(RUN).state is RunState.STOPPED, "the end of the run")
 
@@ -127,7 +129,8 @@ def test_every_query_of_the_grafana_dashboard_has_data(monitoring: Path, query: 
 
 
 def test_ray_knows_the_run_by_names_that_one_reads(home: Home, watched: RunDirectory) -> None:
-    http = RayHttp(json.loads(home.tpu("status", "--json").stdout)[0]["dashboard"], home.state / "clusters" / "local" / "token")
+    url = json.loads(home.tpu("status", "--json").stdout)[0]["dashboard"]
+    http = RayHttp(url, home.state / "clusters" / "local" / "token")
     (job,) = [job for job in http.get("/api/jobs/") if job["submission_id"] == RUN]
     about = {"cluster": "local", "attempt": "0", "total_steps": "100000"}
     assert job["metadata"] == {"job_name": RUN, "run_directory": watched.url, **about}
@@ -135,6 +138,17 @@ def test_ray_knows_the_run_by_names_that_one_reads(home: Home, watched: RunDirec
     (slice_name,) = home.status(RUN).slices
     mine = {actor["name"]: actor for actor in actors if actor["state"] == "ALIVE" and actor["name"].startswith(f"{RUN}/")}
     assert set(mine) == {f"{RUN}/0/{slice_name}/{worker}" for worker in (0, 1)}
+    for worker in (0, 1):
+        actor = mine[f"{RUN}/0/{slice_name}/{worker}"]["actor_id"]
+        wanted = watched.read_log(0, worker).decode().splitlines()[0]
+        eventually(lambda actor=actor, wanted=wanted: wanted in log_of(http, url, actor), f"the log of host {worker} in Ray's", limit=20)  # type: ignore[misc]
+
+
+def log_of(http: RayHttp, url: str, actor: str) -> str:
+    """What Ray's dashboard shows as the log of an actor."""
+    request = urllib.request.Request(f"{url}/api/v0/logs/file?actor_id={actor}&suffix=out&lines=1000", headers=http.headers())
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(answer.read().decode())
 
 
 def test_rays_dashboard_shows_the_run_in_a_browser(home: Home, watched: RunDirectory) -> None:
@@ -182,10 +196,25 @@ def test_tensorboard_reads_what_the_run_wrote(watched: RunDirectory) -> None:
     assert all(value == pytest.approx(logged[step], rel=1e-6) for step, value in losses.items())
 
 
-def test_the_report_of_the_run_is_one_page_that_needs_no_network(home: Home, watched: RunDirectory) -> None:
-    stopped = home.tpu("train", "stop", RUN)
-    assert stopped.returncode == 0, stopped.stderr
+@pytest.fixture(scope="module")
+def stopped(home: Home, watched: RunDirectory) -> RunDirectory:
+    done = home.tpu("train", "stop", RUN)
+    assert done.returncode == 0, done.stderr
     eventually(lambda: home.status(RUN).state is RunState.STOPPED, "the end of the run", limit=120)
+    return watched
+
+
+def test_the_end_of_the_run_reaches_prometheus(stopped: RunDirectory, query: Callable[[str], list[dict[str, Any]]]) -> None:
+    eventually(lambda: bool(query(f'ray_podlaunch_run_state{{run="{RUN}", state="STOPPED"}} == 1')), "its last state", limit=60)
+
+
+def test_weights_and_biases_has_what_was_logged(stopped: RunDirectory) -> None:
+    (file,) = stopped.path.glob(f"wandb/offline-run-*-{RUN}/*.wandb")
+    told = {row["step"]: row["train/loss"] for row in history(file) if "train/loss" in row}
+    assert told == {row["step"]: row["loss"] for row in stopped.metrics() if "loss" in row}
+
+
+def test_the_report_of_the_run_is_one_page_that_needs_no_network(home: Home, stopped: RunDirectory) -> None:
     made = home.tpu("train", "report", RUN)
     assert made.returncode == 0, made.stderr
     file = home.folder / f"{RUN}.html"
@@ -199,3 +228,7 @@ def test_the_report_of_the_run_is_one_page_that_needs_no_network(home: Home, wat
         assert page.evaluate("performance.getEntriesByType('resource').length") == 0
         page.screenshot(home.folder / "report.png")
     assert (home.folder / "report.png").stat().st_size > 10_000
+
+
+def test_series_end_with_who_told_them(stopped: RunDirectory, query: Callable[[str], list[dict[str, Any]]]) -> None:
+    eventually(lambda: not query(f'{{run="{RUN}"}}'), "the end of all series of the run", limit=120)
