@@ -273,6 +273,14 @@ def test_a_sweeper_that_goes_batch_by_batch_gets_one_table_of_results_and_the_be
     assert output.getvalue().splitlines().count("best        sweep-lr-1 (trainer.lr=1): loss 1.0000") == 2
 
 
+def test_a_search_that_asks_again_for_a_point_that_failed_is_told_so_at_once(world: World) -> None:
+    world.ends["sweep-lr-2"] = RunState.FAILED
+    made = make_sweep(world, io.StringIO())
+    first = made.work_through(POINTS[:2])
+    assert made.work_through(POINTS[1:2]) == first[1:]
+    assert world.started == ["sweep-lr-1", "sweep-lr-2"]
+
+
 def test_a_point_that_another_command_starts_meanwhile_is_followed(world: World) -> None:
     world.elsewhere.add("sweep-lr-1")
     places, _ = sweep(world)
