@@ -234,7 +234,8 @@ def test_the_same_sweep_again_goes_on_where_it_was(world: World) -> None:
     assert world.most_at_once == 2
     assert all(place.succeeded for place in places)
     assert world.checked[6:] == ["sweep-lr-5", "sweep-lr-6"], "what runs is not checked as if it were to be started"
-    again, _ = sweep(world)
+    again, text = sweep(world)
+    assert text.count("SUCCEEDED") == 6 + 1, "no news, but the table and the result"
     assert [place.status for place in again] == [place.status for place in places]
     assert world.brought_up == 2, "nothing is needed for a sweep that is done"
 
