@@ -28,6 +28,16 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
 
     Raises ConfigError, one line, for whatever stands against the launch, CloudError when the place of the run does not answer.
     """
+    return check_run(config, endpoint), pack_code(config)
+
+
+def pack_code(config: LaunchConfig) -> bytes:
+    """Raises ConfigError when run.code is missing or too large."""
+    return pack(Path(config.run.code) if config.run.code else None)
+
+
+def check_run(config: LaunchConfig, endpoint: str | None = None) -> RunDirectory:
+    """The run's directory (not yet written). Arguments and errors as above."""
     run_id = config.run.name or new_run_id(config.what, time.time())
     assert config.run.root is not None, "filled in by with_environment"
     _check_root(config.run.root, config)
@@ -45,7 +55,7 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
     else:
         check_data(config.training, _check_weights(config, endpoint))
         check_wandb(config)
-    return run, pack(Path(config.run.code) if config.run.code else None)
+    return run
 
 
 def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus | None) -> None:

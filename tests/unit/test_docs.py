@@ -1,5 +1,6 @@
 """What the documents name exists: every command, option, profile and setting."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 import typer.main
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 
 from cluster.errors import ConfigError
 from launcher.cli.main import app
@@ -50,6 +53,20 @@ def check_tpu(words: list[str]) -> None:
         compose_cluster([f"cluster.{word}" if "=" in word else f"cluster={word}" for word in settings if not word.endswith("HOST:PORT")])
 
 
+def points(settings: list[str]) -> list[list[str]]:
+    """Those of a sweep: every combination; of an interval, where a search chooses, its beginning."""
+    choices = []
+    for override in OverridesParser.create().parse_overrides(settings):
+        key, value = override.get_key_element(), override.value()
+        if isinstance(value, IntervalSweep):
+            choices.append([f"{key}={value.start}"])
+        elif override.is_sweep_override():
+            choices.append([f"{key}={one}" for one in override.sweep_string_iterator()])
+        else:
+            choices.append([str(override.input_line)])
+    return [list(point) for point in itertools.product(*choices)]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_of_a_document_exists(document: Path) -> None:
     text = document.read_text()
@@ -58,7 +75,8 @@ def test_every_command_of_a_document_exists(document: Path) -> None:
     for words in found:
         check_tpu(words)
     for words in commands(text, "podlaunch"):
-        compose_config([word for word in words if not word.startswith("-")])
+        for settings in points([word for word in words if not word.startswith("-")]) if "-m" in words else [words]:
+            compose_config([word for word in settings if not word.startswith("-")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
