@@ -1,18 +1,20 @@
 """Bytes of a chip that a training step takes, by kind.
 
 The kinds are what `compiled.memory_analysis()` weighs as arguments and temporaries, worked out from shapes. What lives at the same time is
-decided by two moments, whichever is larger: the middle of the backward pass through the layers, and the loss.
+decided by two moments, whichever is larger: the backward pass of a layer, when most gradients are there, and that of a chunk of the loss,
+when only the head's is. What is not there at that moment counts 0.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
-from launcher.estimate.step import StepShape
+from launcher.estimate.step import StepShape, Weight
 
 GIB = 2**30
 MASTER = 4
-"""Bytes of an element of weights, moments and gradients: float32."""
-MOMENTS = 2
-"""Of AdamW."""
+"""Bytes of an element of trained weights, moments and gradients: float32."""
+MOMENTS = {"adamw": 2, "sgd": 1}
+"""Of the size of the weights. Adafactor keeps one for what it does not factor, and next to nothing for the rest."""
 PROGRAM = 30 * 2**20
 """Of gemma3-270m's step; a loop over layers makes it the same for larger models."""
 HBM_FOR_PROGRAMS = 0.96
@@ -34,7 +36,7 @@ class MemoryEstimate:
     attention: float
     loss_chunk: float
     gathered_weights: float
-    """Weights that are split over fsdp and whole while they are used, and the embedding's whole gradient."""
+    """Weights that are split over fsdp and whole while they are used."""
     program: float
     """The compiled code."""
 
@@ -48,17 +50,20 @@ class MemoryEstimate:
 
 def estimate_memory(step: StepShape) -> MemoryEstimate:
     """Bytes on one chip."""
-    held = sum(weight.held for weight in step.weights) * MASTER
+    trained = [weight for weight in step.weights if weight.trained]
+    gradients = sum(weight.held for weight in trained) * MASTER
+    head = sum(weight.held for weight in trained if not weight.layers) * MASTER
+    layers = {"gradients": gradients, "layer": _layer(step), "attention": _attention(step), "gathered_weights": _gathered(step)}
+    loss = {"gradients": head, "loss_chunk": 2.0 * step.chunk_logits * 4}
+    sums = gradients if step.config.trainer.accumulate > 1 else 0.0
+    moment = max(layers, loss, key=lambda kinds: sum(kinds.values()))
+    moment["gradients"] += sums
     return MemoryEstimate(
-        parameters=held,
-        optimizer=MOMENTS * held,
-        batch=5 * step.tokens * 4.0,
-        gradients=held,
+        **dict.fromkeys(("layer", "attention", "gathered_weights", "loss_chunk"), 0.0) | moment,
+        parameters=sum(weight.held * (step.element if weight.narrow else MASTER) for weight in step.weights),
+        optimizer=sum(_moments(weight, step.config.trainer.optimizer) for weight in trained) * MASTER,
+        batch=5 * step.tokens * step.config.trainer.accumulate * 4.0,
         activations=_kept(step),
-        layer=_layer(step),
-        attention=_attention(step),
-        loss_chunk=2.0 * step.chunk_logits * 4,
-        gathered_weights=_gathered(step),
         program=PROGRAM,
     )
 
@@ -66,6 +71,13 @@ def estimate_memory(step: StepShape) -> MemoryEstimate:
 def fits(needed: float, hbm_gib: float) -> bool:
     """Whether a program of so many bytes a chip fits such a chip."""
     return needed <= hbm_gib * GIB * HBM_FOR_PROGRAMS
+
+
+def _moments(weight: Weight, optimizer: str) -> float:
+    """Elements on one chip that the optimizer remembers of `weight`."""
+    if optimizer == "adafactor":
+        return 0.0 if weight.factored else weight.held
+    return MOMENTS[optimizer] * weight.held
 
 
 def _kept(step: StepShape) -> float:
@@ -97,7 +109,4 @@ def _attention(step: StepShape) -> float:
 
 
 def _gathered(step: StepShape) -> float:
-    split = [weight for weight in step.weights if weight.gathered > 1]
-    table = sum(weight.used for weight in split if not weight.layers)
-    layer = sum(weight.used for weight in split if weight.layers)
-    return table * (step.element + MASTER) + 2 * layer * step.element
+    return 2 * step.element * math.fsum(weight.used for weight in step.weights if weight.gathered > 1)
