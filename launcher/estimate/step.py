@@ -1,5 +1,6 @@
 """One training step on one kind of slice: what every estimate starts from."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ class StepShape:
     def _own_words(self) -> int:
         return self.variant.vocab // (self.mesh.shape["fsdp"] * self.mesh.shape["tensor"])
 
-    @property
+    @functools.cached_property
     def weights(self) -> list[Weight]:
         """Every kind of tensor, split as `launcher/training/mesh.py` splits it."""
         v, fsdp, tensor = self.variant, self.mesh.shape["fsdp"], self.mesh.shape["tensor"]
