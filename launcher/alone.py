@@ -36,17 +36,15 @@ from launcher.follow import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, News, pr
 from launcher.gang.record import RunRecord, failure_of
 from launcher.goodput import Phase
 from launcher.guard import guarded
-from launcher.preflight import check_resume
+from launcher.preflight import check_resume, check_wandb
 from launcher.run_files import is_object
-from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus, new_run_id
+from launcher.runs import ALONE, AT_REST, RunDirectory, RunState, RunStatus, new_run_id
 from launcher.weights.check import check_weights
 from launcher.weights.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
     from launcher.training.job import TrainingJob
 
-CLUSTER = "-"
-"""In place of a cluster's name in the status."""
 _LOCK = "alone.lock"
 
 
@@ -123,6 +121,7 @@ def _check(config: LaunchConfig, run: RunDirectory) -> None:
     if run.exists():
         check_resume(config, run.config(), run.status())
     check_data(config.training, tokenizer_of(config.training.data, check_weights(config.training.model)))
+    check_wandb(config)
 
 
 @contextlib.contextmanager
@@ -144,7 +143,7 @@ def _only_one(run: RunDirectory) -> Iterator[None]:
 def _begin(config: LaunchConfig, run: RunDirectory) -> RunRecord:
     """Claim the run's next attempt and write its status."""
     before, attempt, now = run.status(), next_attempt(run), time.time()
-    if before is not None and before.state not in AT_REST and before.cluster != CLUSTER:
+    if before is not None and before.state not in AT_REST and before.cluster != ALONE:
         raise ConfigError(f"run {run.run_id!r} is {before.state} on cluster {before.cluster!r}; stop it with: tpu train stop {run.url}")
     job = f"alone-{os.getpid()}"
     if not Claims(run.files).claim(attempt, job):
@@ -153,7 +152,7 @@ def _begin(config: LaunchConfig, run: RunDirectory) -> RunRecord:
     run.clear_stop_request()
     status = RunStatus(
         run_id=run.run_id,
-        cluster=CLUSTER,
+        cluster=ALONE,
         state=RunState.STARTING,
         started_at=now,
         updated_at=now,

@@ -14,14 +14,14 @@ from rich.console import Console
 from cluster import clusters
 from cluster.clusters import Cluster
 from cluster.config import ClusterConfig
-from cluster.errors import ClusterError, PodlaunchError
+from cluster.errors import ClusterError, ConfigError, PodlaunchError
 from launcher import jobs
 from launcher.attempts import claim_next, end_run, submit_next
 from launcher.code import pack_data
-from launcher.compose import CONFIG_NAME, compose_config, config_dir, load, register_schema, spell_out
+from launcher.compose import CONFIG_NAME, compose_config, config_dir, explain, load, register_schema, spell_out
 from launcher.config import LaunchConfig
 from launcher.estimate.run import check_memory
-from launcher.follow import EXIT_INTERRUPTED, follow
+from launcher.follow import follow
 from launcher.guard import guarded
 from launcher.index import Entry, RunIndex, index_of, keeper_command
 from launcher.plan import describe
@@ -141,23 +141,25 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
 def _run_command_line(arguments: Sequence[str]) -> int:
     """Plain overrides are composed here; Hydra's own flags (--help, --cfg, --multirun, ...) go through Hydra's main."""
     if any(argument.startswith("-") for argument in arguments):
-        return _run_hydra()
+        return _run_hydra(arguments)
     return launch(load(compose_config(arguments)), Console())
 
 
-def _run_hydra() -> int:
+def _run_hydra(arguments: Sequence[str]) -> int:
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     register_schema()
-    sys.argv[1:] = spell_out(sys.argv[1:])
+    sys.argv[1:] = spell_out(arguments)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # what is raised comes here, where it becomes one line and an exit code
 
-    def point(config: DictConfig) -> int:
-        code = launch(load(config), Console())
-        if code == EXIT_INTERRUPTED:
-            raise KeyboardInterrupt
-        if code:
-            raise PodlaunchError(f"the run ended with exit code {code}")
-        return code
+    def one_run(config: DictConfig) -> None:
+        if code := launch(load(config), Console()):
+            raise SystemExit(code)
 
-    hydra.main(config_path=str(config_dir()), config_name=CONFIG_NAME, version_base="1.3")(point)()
+    try:
+        hydra.main(config_path=str(config_dir()), config_name=CONFIG_NAME, version_base="1.3")(one_run)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
     return 0

@@ -34,9 +34,11 @@ def submit_next(run: RunDirectory, entry: Entry, index: RunIndex, http: RayHttp,
     Raises ClusterError when the head refuses or does not answer; the run is in its index then.
     """
     assert status.job is not None
-    run.write_status(status)
+    # First of all: who is killed in between leaves no run that is QUEUED and that nobody looks after.
     index.write(dataclasses.replace(entry, submitted_at=status.updated_at))
-    jobs.post(http, run, status.job, entry.secrets, index.url)
+    run.write_status(status)
+    about = {"cluster": status.cluster, "attempt": str(status.attempt), "total_steps": str(status.total_steps)}
+    jobs.post(http, run, status.job, entry.secrets, index.url, about)
     return status.job
 
 

@@ -1,6 +1,7 @@
 """From conf/ and the command line to one validated LaunchConfig; every mistake becomes one line that says what to do."""
 
 import difflib
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,10 +33,11 @@ def config_dir() -> Path:
 
 
 def register_schema() -> None:
-    """Give Hydra the types; what the user names freely (labels, types of slices) is open, and `load` checks it."""
+    """Give Hydra the types; what the user names freely (labels, types of slices) is open, and `load` checks it. And the name of a sweep."""
     schema = thawed_schema()
     _open(schema)
     ConfigStore.instance().store(name="schema", node=schema)
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 
 
 def thawed_schema() -> DictConfig:
@@ -54,6 +56,12 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
             return compose(CONFIG_NAME, overrides=spell_out(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
+
+
+def sweep_name(name: str | None, overrides: Iterable[str]) -> str:
+    """One word for the sweep of a command line, the same for the same overrides. `name`: run.name."""
+    digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
+    return f"{name or 'sweep'}-{digest}"
 
 
 def spell_out(overrides: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ from launcher.training.saving import parse_every
 RUN_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 OPTIMIZERS, SCHEDULES, NO_DECAY = ("adamw", "adafactor", "sgd"), ("cosine", "linear", "constant"), ("norm", "embed")
+WANDB_MODES = ("online", "offline")
 REMATS = ("auto", "none", "dots", "full")
 REMAT_FROM_PARAMETERS = 100_000_000
 """Smaller models keep their activations: they fit, and computing them twice costs a third of the step."""
@@ -203,6 +204,23 @@ class SamplesConfig:
 
 
 @dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases, beside metrics.jsonl and TensorBoard; needs the extra `wandb`, and WANDB_API_KEY among run.secrets."""
+
+    project: str | None = None
+    """Null: nothing is sent."""
+    entity: str | None = None
+    """A user or a team; null: the one that the key belongs to."""
+    group: str | None = None
+    mode: str = "online"
+    """online, or offline: into wandb/ of the run directory, to be sent later with `wandb sync`; needs no key."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in WANDB_MODES:
+            raise ConfigError(f"trainer.wandb.mode {self.mode!r} is unknown{did_you_mean(self.mode, WANDB_MODES)}")
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """Hyperparameters and habits of the training loop. Counts are optimizer steps, sizes are global."""
 
@@ -246,6 +264,7 @@ class TrainerConfig:
     eval_every: int | None = None
     """Steps between two evaluations during training; null: none."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     checkpoint_every: int | str = 20
     """Steps (20), a length of time (10m), or auto: from what a checkpoint costs and how often the run fails."""
     keep_checkpoints: int = 3

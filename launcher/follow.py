@@ -79,13 +79,13 @@ class News:
             return
         for event in self._events:
             if text := _describe_event(event):
-                yield f"{_clock(event['time'] - status.started_at)}  {text}"
+                yield f"{clock_text(event['time'] - status.started_at)}  {text}"
         for row in self._metrics:
             if "held_out_loss" in row:  # told by its event
                 continue
-            yield f"{_clock(row['time'] - status.started_at)}  {_describe_step(row, status)}"
+            yield f"{clock_text(row['time'] - status.started_at)}  {_describe_step(row, status)}"
         if status.phase and status.phase != self._phase and status.phase not in ("training", "saving"):
-            yield f"{_clock(status.updated_at - status.started_at)}  {status.phase}"
+            yield f"{clock_text(status.updated_at - status.started_at)}  {status.phase}"
         self._phase = status.phase
 
 
@@ -110,6 +110,8 @@ def _describe_event(event: dict[str, Any]) -> str | None:
             return f"the supervisor of attempt {event['attempt']} was lost at step {event['step']}: {event['reason']}"
         case "straggler":
             return f"host {event['host']} is slow: the others wait {event['extra_s']:.2f} s of each {event['step_s']:.2f} s step for it"
+        case "profile":
+            return f"profile of steps {event['first']} to {event['last']} on host {event['host']}"
         case "backoff":
             return f"attempt {event['attempt']} starts in {event['seconds']:.0f} s: the one before came no further"
         case "state" if event["state"] == RunState.RECOVERING:
@@ -129,11 +131,10 @@ def _describe_data(event: dict[str, Any]) -> str:
 
 
 def _describe_step(row: dict[str, Any], status: RunStatus) -> str:
-    total = status.total_steps or "?"
     rate = f"  {row['tokens_per_second']:,.0f} tokens/s" if row.get("tokens_per_second") else ""
     mfu = f"  MFU {row['mfu']:.1%}" if row.get("mfu") else ""
     loss = "" if row.get("loss") is None else f"  loss {row['loss']:.4f}"
-    return f"step {row['step']}/{total}{loss}{rate}{mfu}"
+    return f"step {row['step']}/{status.total_steps or '?'}{loss}{rate}{mfu}"
 
 
 def _panel(status: RunStatus) -> Table:
@@ -155,7 +156,7 @@ def _time_left(status: RunStatus) -> str:
     trained = status.phases.get(Phase.TRAINING, 0.0)
     if not (status.highest_step and status.total_steps and trained):
         return ""
-    return f"{_clock((status.total_steps - status.step) * trained / status.highest_step)} left"
+    return f"{clock_text((status.total_steps - status.step) * trained / status.highest_step)} left"
 
 
 def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> None:
@@ -166,7 +167,7 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
 
     seconds = (status.ended_at or status.updated_at) - status.started_at
     console.print()
-    line("result", f"{status.state} after {_clock(seconds)}" + (f": {status.reason}" if status.reason else ""))
+    line("result", f"{status.state} after {clock_text(seconds)}" + (f": {status.reason}" if status.reason else ""))
     if status.first_failure and status.state is not RunState.SUCCEEDED:
         line("failure", f"host {status.first_failure.host}: {status.first_failure.error}")
     loss = "" if status.loss is None else f", loss {status.loss:.4f}"
@@ -185,7 +186,7 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
     phases = sorted(status.phases.items(), key=lambda item: -item[1])
     line("time", ", ".join(f"{phase} {spent:.1f} s" for phase, spent in phases if spent >= 0.05))
     if status.goodput is not None:
-        line("goodput", f"{status.goodput:.1%} of {_clock(sum(status.phases.values()))} trained something new")
+        line("goodput", f"{status.goodput:.1%} of {clock_text(sum(status.phases.values()))} trained something new")
     if status.cost_usd is not None:
         useful = f", ${status.costs.get(Phase.TRAINING, 0.0):.2f} of it trained something new" if status.cost_usd else ""
         line("cost", f"${status.cost_usd:.2f} (estimate by list price){useful}")
@@ -212,7 +213,17 @@ def _quoted(text: str) -> str:
     return json.dumps(short, ensure_ascii=False)
 
 
-def _clock(seconds: float) -> str:
+def step_text(status: RunStatus) -> str:
+    """How far a run is; nothing where it tells of no steps."""
+    return f"{status.step}/{status.total_steps or '?'}" if status.step or status.total_steps else ""
+
+
+def loss_text(status: RunStatus) -> str:
+    return "" if status.loss is None else f"{status.loss:.4f}"
+
+
+def clock_text(seconds: float) -> str:
+    """A length of time: 1:02:03, or 02:03 below an hour."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"

@@ -6,7 +6,7 @@ Spoken over the dashboard's HTTP interface, so that a command line need not impo
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from cluster.ray_http import HeadRefused, RayHttp
@@ -37,11 +37,13 @@ def post(
     job: str,
     secrets: SecretPlace | None,
     index: str,
+    about: Mapping[str, str] | None = None,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Start the run's supervisor. `index`: where the cluster's runs are listed (launcher/index.py).
+    """Start the run's supervisor. `index`: where the cluster's runs are listed (launcher/index.py). `about`: what Ray's dashboard shows
+    of the job beside its name.
 
     Raises ClusterError when the head refuses or does not answer. A head that has just come up, on a machine that is busy, has no agent yet
     that starts jobs: that is waited for.
@@ -52,7 +54,7 @@ def post(
     if secrets is not None:
         arguments += ["--secrets", secrets.to_json()]
     entrypoint = f'exec "$PODLAUNCH_PYTHON" -m launcher.gang.supervisor {shlex.join(arguments)}'
-    metadata = {"name": run.run_id, "run_directory": run.url}
+    metadata = {"job_name": run.run_id, "run_directory": run.url, **(about or {})}
     deadline = clock() + AGENT_S
     while True:
         try:

@@ -12,6 +12,7 @@ from launcher.config import LaunchConfig
 from launcher.curve import check_same_curve, meaning_of
 from launcher.data.check import check_data
 from launcher.data.tokenizer import Tokenizer
+from launcher.environment import present
 from launcher.limits import limit_reached
 from launcher.run_files import is_object
 from launcher.runs import AT_REST, RunDirectory, RunState, RunStatus, new_run_id
@@ -19,6 +20,7 @@ from launcher.weights.check import check_weights
 from launcher.weights.tokenizer import tokenizer_of
 
 _CHECK = ".write-check"
+_WANDB_KEY = "WANDB_API_KEY"
 
 
 def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunDirectory, bytes]:
@@ -26,6 +28,16 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
 
     Raises ConfigError, one line, for whatever stands against the launch, CloudError when the place of the run does not answer.
     """
+    return check_run(config, endpoint), pack_code(config)
+
+
+def pack_code(config: LaunchConfig) -> bytes:
+    """Raises ConfigError when run.code is missing or too large."""
+    return pack(Path(config.run.code) if config.run.code else None)
+
+
+def check_run(config: LaunchConfig, endpoint: str | None = None) -> RunDirectory:
+    """The run's directory (not yet written). Arguments and errors as above."""
     run_id = config.run.name or new_run_id(config.what, time.time())
     assert config.run.root is not None, "filled in by with_environment"
     _check_root(config.run.root, config)
@@ -42,7 +54,8 @@ def prepare_run(config: LaunchConfig, endpoint: str | None = None) -> tuple[RunD
         _check_program(config)
     else:
         check_data(config.training, _check_weights(config, endpoint))
-    return run, pack(Path(config.run.code) if config.run.code else None)
+        check_wandb(config)
+    return run
 
 
 def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus | None) -> None:
@@ -56,6 +69,23 @@ def check_resume(config: LaunchConfig, before: LaunchConfig, status: RunStatus |
     check_same_curve(meaning_of(before.training), meaning_of(config.training), config.run.allow, "the run")
     if status is not None and status.state is RunState.SUCCEEDED and config.trainer.steps <= status.step:
         raise ConfigError(f"the run is finished at step {status.step}; to train it further give trainer.steps above that")
+
+
+def check_wandb(config: LaunchConfig) -> None:
+    """Raises ConfigError when the training processes could not tell Weights & Biases of the run."""
+    wandb = config.trainer.wandb
+    if wandb.project is None:
+        return
+    if config.cluster.on_this_machine and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("trainer.wandb.project: wandb is not installed here: pip install 'podlaunch[wandb]'")
+    if wandb.mode == "offline":
+        if is_object(config.run.root or ""):
+            raise ConfigError("trainer.wandb.mode=offline writes into a local run directory, and run.root is on gs://; use online")
+    elif _WANDB_KEY not in config.run.secrets or not present([_WANDB_KEY]):
+        raise ConfigError(
+            f"trainer.wandb.project: {_WANDB_KEY} is not among run.secrets or not set; put the key into .env, or give "
+            "trainer.wandb.mode=offline"
+        )
 
 
 def _check_root(root: str, config: LaunchConfig) -> None:

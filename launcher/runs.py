@@ -2,9 +2,10 @@
 
     <run.root>/<run_id>/
       config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl  samples.jsonl
-      logs/<attempt>/host-<i>.log (and .stacks of one that hung)  checkpoints/<step>/  export/  tensorboard/
+      logs/<attempt>/host-<i>.log (.times, and .stacks of one that hung)  checkpoints/<step>/  export/  tensorboard/
       claims/<attempt>.json  whose attempt it is (launcher/claims.py)
       stop                   present once somebody asked the run to stop; it holds how (StopRequest)
+      profile                present while somebody waits for a profile; profiles/ holds them (launcher/profiles.py)
 
 The command line, the dashboard and outside scripts read it; only whoever holds the newest claim (the run's supervisor, or who submits or
 ends the run in its place) writes status.json and events.jsonl, and only process 0 of the training gang writes metrics.jsonl and
@@ -27,12 +28,16 @@ from cluster.errors import ConfigError, PodlaunchError
 from cluster.storage import PATIENCE_S
 from launcher.config import LaunchConfig, parse_yaml
 from launcher.goodput import Phase
+from launcher.log_times import times_of, written_before
+from launcher.profiles import REQUEST, ProfileRequest, traces_of
 from launcher.run_files import LocalFiles, RunRoot, Tail, is_object, open_files
 
 SAMPLES = "samples.jsonl"
 """Texts that the model wrote, one a line."""
 DATA = "data.zip"
 """The user's training data, where the hosts do not see the machine that it is on."""
+ALONE = "-"
+"""In place of a cluster's name in the status of a run in one process (launcher/alone.py)."""
 _LOG = re.compile(r"(\d+)/host-(\d+)\.log")
 
 
@@ -292,6 +297,10 @@ class RunDirectory:
         """The same, as it grows."""
         return self.files.tail(self.log_name(attempt, host))
 
+    def log_length(self, attempt: int, host: int, moment: float) -> int:
+        """So many bytes of it were there at `moment`, seconds since the epoch."""
+        return written_before(self.files.read_grown(times_of(Path(self.log_name(attempt, host))).as_posix()), moment)
+
     def logs(self) -> dict[int, list[int]]:
         """Attempt -> the hosts that wrote a log in it, both in order."""
         found: dict[int, list[int]] = {}
@@ -310,6 +319,24 @@ class RunDirectory:
             return None
         text = content.decode(errors="replace").strip()
         return StopRequest(text) if text in tuple(StopRequest) else StopRequest.SAVE
+
+    def request_profile(self, request: ProfileRequest) -> bool:
+        """False when somebody else waits for one."""
+        return self.files.create(REQUEST, request.to_json().encode())
+
+    def profile_requested(self) -> ProfileRequest | None:
+        content = self.files.read(REQUEST)
+        try:
+            return None if content is None else ProfileRequest.from_json(content)
+        except ValueError:
+            return None
+
+    def clear_profile_request(self) -> None:
+        self.files.remove(REQUEST)
+
+    def traces(self, request: ProfileRequest) -> list[str]:
+        """The names of the hosts' traces that are there."""
+        return [name for name in self.files.list(traces_of(request.id)) if name.endswith(".xplane.pb")]
 
     def write_data(self, archive: bytes) -> None:
         self.files.write(DATA, archive)

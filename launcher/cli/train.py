@@ -1,4 +1,4 @@
-"""`tpu train`: training runs. Looking at them is in files of their own (train_status.py, train_logs.py, train_compare.py)."""
+"""`tpu train`: training runs. Looking at them is in files of their own (train_status.py, train_logs.py, train_compare.py and others)."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from cluster.errors import ConfigError, PodlaunchError
 from launcher.attempts import end_run
-from launcher.cli import check, train_compare, train_logs, train_status
+from launcher.cli import check, train_compare, train_logs, train_profile, train_report, train_status
 from launcher.cli.options import CONSOLE, DEFAULT_ROOT, Root, Run, cluster_of, locate_run
 from launcher.follow import follow
 from launcher.index import index_of
@@ -30,6 +30,8 @@ app = typer.Typer(cls=_Runs, help="Training runs.", no_args_is_help=True, rich_m
 app.command("status")(train_status.status)
 app.command("logs")(train_logs.logs)
 app.command("compare")(train_compare.compare)
+app.command("profile")(train_profile.profile)
+app.command("report")(train_report.report)
 
 
 @app.command("run")

@@ -13,7 +13,7 @@ from rich.table import Table
 from cluster.errors import ConfigError
 from launcher.cli.options import CONSOLE, DEFAULT_ROOT, Root, locate_run, storage_endpoint
 from launcher.cli.status import watch_console
-from launcher.follow import print_summary
+from launcher.follow import loss_text, print_summary, step_text
 from launcher.runs import RunDirectory, RunStatus, list_runs
 
 WIDTH = 40
@@ -53,12 +53,10 @@ def status(
 def _table(runs: Sequence[RunStatus]) -> Table:
     table = Table("RUN", "STATUS", "STEP", "LOSS", "RECOVERIES", "GOODPUT", "COST", "DURATION", box=None)
     for one in runs:
-        loss = "" if one.loss is None else f"{one.loss:.4f}"
         minutes = ((one.ended_at or one.updated_at) - one.started_at) / 60
-        step = f"{one.step}/{one.total_steps or '?'}" if one.step or one.total_steps else ""
         goodput = "" if one.goodput is None else f"{one.goodput:.0%}"
         cost = "" if one.cost_usd is None else f"${one.cost_usd:.2f}"
-        table.add_row(one.run_id, one.state, step, loss, str(one.recoveries.total), goodput, cost, f"{minutes:.1f} min")
+        table.add_row(one.run_id, one.state, step_text(one), loss_text(one), str(one.recoveries.total), goodput, cost, f"{minutes:.1f} min")
     return table
 
 

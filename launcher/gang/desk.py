@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from cluster.errors import PodlaunchError
 from launcher.claims import Claims
+from launcher.profiles import ProfileRequest
 from launcher.runs import RunDirectory, RunStatus, StopRequest, check_transition
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class Desk:
         """Why the first of them is not written yet, where that is known."""
         self._looking: Future[None] | None = None
         self._stop: StopRequest | None = None
+        self._looking_for_profile: Future[None] | None = None
+        self._profile: ProfileRequest | None = None
         if background:
             threading.Thread(target=self._serve, name="desk", daemon=True).start()
 
@@ -99,6 +102,15 @@ class Desk:
     def look_for_stop(self) -> StopRequest | None:
         """What the run directory says now."""
         return self.ask(self._directory.stop_requested)
+
+    def profile_requested(self) -> ProfileRequest | None:
+        """As `stop_requested`."""
+        if self._looking_for_profile is None or self._looking_for_profile.done():
+            self._looking_for_profile = self._put(_Task(self._look_for_profile))
+        return self._profile
+
+    def clear_profile_request(self) -> None:
+        self._put(_Task(self._directory.clear_profile_request))
 
     def claim(self, attempt: int, holder: str) -> bool:
         """As Claims.claim, once everything before it is written."""
@@ -132,6 +144,9 @@ class Desk:
 
     def _look_for_stop(self) -> None:
         self._stop = self._directory.stop_requested()
+
+    def _look_for_profile(self) -> None:
+        self._profile = self._directory.profile_requested()
 
     def _put(self, task: _Task) -> "Future[Any]":
         if not self._background:

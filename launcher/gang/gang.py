@@ -1,5 +1,6 @@
 """The gang of one run on Ray: its slices, its runners, their children. All that the supervisor needs of Ray is here."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
 from cluster.tpu.losses import read_ready
 from cluster.vm.head_watch import accepts
-from launcher.gang.lease import EVENT_WAIT_S
+from launcher.gang.gauges import HostGauges
+from launcher.gang.lease import EVENT_WAIT_S, LEASE_S
 from launcher.gang.placement import Host, dead, incomplete, living_hosts, process_environment
 from launcher.gang.runner import Event, Runner
+from launcher.profiles import ProfileRequest
 from launcher.runs import RunDirectory
 
 HOSTS_INTERVAL_S = 1.0
@@ -75,8 +78,8 @@ class Gang:
         self.incomplete = incomplete(self.hosts, names, self._config.hosts_per_slice)
         return len(names) == self._config.slices and not self.incomplete
 
-    def place(self) -> None:
-        """Start one runner a host, holding all its chips."""
+    def place(self, attempt: int) -> None:
+        """Start one runner a host, holding all its chips. `attempt`: the first that they serve, part of their names in Ray's dashboard."""
         chips = self._config.accelerator.chips_per_host
         bundles = [{"TPU": float(chips)} for _ in self.hosts]
         group = placement_group(
@@ -86,13 +89,15 @@ class Gang:
         actor = ray.remote(Runner)
         self._runners = [
             actor.options(
-                name=self._name(f"host-{index}"),
+                name=self._name(f"{attempt}/{host.name}"),
                 num_cpus=0,
                 resources={"TPU": chips},
                 max_concurrency=4,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-            ).remote(self._directory.url, index)
-            for index in range(len(self.hosts))
+            ).remote(
+                self._directory.url, index, LEASE_S, functools.partial(HostGauges, self._directory.run_id, self._config.name, host.name)
+            )
+            for index, host in enumerate(self.hosts)
         ]
 
     def start(self, attempt: int, timeout: float) -> None:
@@ -143,6 +148,11 @@ class Gang:
             except _LOST:
                 found.append(None)
         return found
+
+    def profile(self, request: ProfileRequest) -> None:
+        """Ask every training process to trace its next steps; they answer by events."""
+        for runner in self._runners:
+            runner.profile.remote(request.to_json())
 
     def terminate(self) -> None:
         """Ask every training process to checkpoint and end."""

@@ -20,8 +20,9 @@ from cluster.ray_http import HeadRefused, RayHttp
 from cluster.vm.companion import Beside
 from launcher import jobs
 from launcher.attempts import end_run, settle, submit_again
+from launcher.claims import Claims
 from launcher.index import Entry, RunIndex
-from launcher.runs import FINAL, RunState, RunStatus, StopRequest
+from launcher.runs import FINAL, RunDirectory, RunState, RunStatus, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,12 @@ def standing(status: RunStatus | None, cluster: str, *, stop_asked: bool, now: f
     return Standing.UNFINISHED
 
 
+def claimed_anew(run: RunDirectory, status: RunStatus | None) -> bool:
+    """Whether somebody has claimed a next attempt of a run that has no such attempt yet."""
+    claim = Claims(run.files).newest()
+    return claim is not None and (status is None or claim.attempt > status.attempt)
+
+
 def lost_again(entry: Entry, status: RunStatus, now: float) -> Entry:
     """The run's entry once its supervisor is lost: how many were lost in a row for nothing."""
     fruitless = status.step <= entry.best_step and now - entry.submitted_at < HEALTHY_S
@@ -130,6 +137,8 @@ class Keeper:
         status = run.status()
         now = self._clock()
         stands = standing(status, self._cluster, stop_asked=run.stop_requested() is not None, now=now)
+        if stands in (Standing.ENDED, Standing.SUSPENDED) and now - entry.submitted_at < SUBMIT_GRACE_S and claimed_anew(run, status):
+            stands = Standing.FRESH
         verdict = VERDICTS[stands, status is not None and status.job in living]
         if verdict is Verdict.SETTLE:
             settle(run, self._index)

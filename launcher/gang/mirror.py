@@ -3,8 +3,9 @@
 A training process sees a local folder, wherever the run directory is; only checkpoints go straight to their place. What is sent is sent
 from the runner, which outlives its training process: the last words of a process that was killed are not lost.
 
-    growing      logs/<attempt>/host-<i>.log of this host; metrics.jsonl and samples.jsonl of host 0        in segments
+    growing      logs/<attempt>/host-<i>.log and .times of this host; metrics.jsonl and samples.jsonl of host 0        in segments
     replaced     tensorboard/ of host 0                                                   when they grew, at most every REPLACE_INTERVAL_S
+    at once      profiles/
     at the end   export/ of host 0                                                        when the process has ended
 """
 
@@ -21,6 +22,8 @@ import yaml
 
 from cluster.errors import PodlaunchError
 from launcher import code
+from launcher.log_times import INTERVAL_S, LogTimes, times_of
+from launcher.profiles import FOLDER as PROFILES
 from launcher.run_files import ObjectFiles
 from launcher.runs import DATA, SAMPLES, RunDirectory
 
@@ -65,6 +68,7 @@ class Mirror:
         """Bytes of each growing file, and the length of each replaced one, that are there already."""
         self._replaced = float("-inf")
         self._growing: list[str] = []
+        self._times: LogTimes | None = None
 
     def fetch(self, attempt: int) -> bytes:
         """A fresh folder for this attempt; what the training process writes from now on is this attempt's. Returns the run's code.
@@ -82,12 +86,19 @@ class Mirror:
             if self._host == 0:  # from which the best interval between checkpoints is told
                 (self.folder / "events.jsonl").write_bytes(self._files.read_grown("events.jsonl"))
             self._sent, self._replaced = {}, float("-inf")
-            self._growing = [self._run.log_name(attempt, self._host), *(["metrics.jsonl", SAMPLES] if self._host == 0 else [])]
+            log = Path(self._run.log_name(attempt, self._host))
+            self._times = LogTimes(self.folder / log)
+            self._growing = [str(log), str(times_of(log)), *(["metrics.jsonl", SAMPLES] if self._host == 0 else [])]
             return self._run.read_code()
 
     def keep_sending(self, ended: threading.Event) -> None:
         """Until `ended`. A place that does not answer is tried again: nothing counts as sent before it is there."""
-        while not ended.wait(SEND_INTERVAL_S):
+        sent = self._clock()
+        while not ended.wait(INTERVAL_S):
+            self._look()
+            if self._clock() - sent < SEND_INTERVAL_S:
+                continue
+            sent = self._clock()
             try:
                 self.send()
             except (PodlaunchError, OSError) as error:
@@ -98,19 +109,26 @@ class Mirror:
         with self._lock:
             for name in self._growing:
                 self._send_new(name, whole_lines=True)
+            self._replace(PROFILES, "*.xplane.pb")
             if self._host == 0 and self._clock() - self._replaced >= REPLACE_INTERVAL_S:
                 self._replace("tensorboard")
                 self._replaced = self._clock()
 
     def finish(self) -> None:
         """All that the process left, after its end. Raises PodlaunchError as `send` does."""
+        self._look()
         with self._lock:
             for name in self._growing:
                 self._send_new(name, whole_lines=False)
+            self._replace(PROFILES, "*.xplane.pb")
             if self._host == 0:
                 self._replace("tensorboard")
                 self._replace("export")
                 shutil.rmtree(self.folder / "export", ignore_errors=True)  # as large as the model, and nobody looks for it here
+
+    def _look(self) -> None:
+        if self._times is not None:
+            self._times.look()
 
     def _send_new(self, name: str, *, whole_lines: bool) -> None:
         path = self.folder / name
@@ -126,8 +144,8 @@ class Mirror:
             self._files.append(name, new)
             self._sent[name] = done + len(new)
 
-    def _replace(self, folder: str) -> None:
-        for path in sorted((self.folder / folder).rglob("*")):
+    def _replace(self, folder: str, pattern: str = "*") -> None:
+        for path in sorted((self.folder / folder).rglob(pattern)):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and (size := path.stat().st_size) != self._sent.get(name):
                 self._files.upload(name, path)
@@ -137,17 +155,25 @@ class Mirror:
 class Shared:
     """A run directory on a file system that the host sees: the training process uses it as it is."""
 
-    def __init__(self, run: RunDirectory) -> None:
-        self._run, self.folder, self.checkpoints = run, run.path, run.checkpoints
+    def __init__(self, run: RunDirectory, host: int) -> None:
+        self._run, self._host, self.folder, self.checkpoints = run, host, run.path, run.checkpoints
+        self._times: LogTimes | None = None
 
-    def fetch(self, attempt: int) -> bytes:  # noqa: ARG002  # nothing has to be kept apart
+    def fetch(self, attempt: int) -> bytes:
+        self._times = LogTimes(self.folder / self._run.log_name(attempt, self._host))
         return self._run.read_code()
 
     def keep_sending(self, ended: threading.Event) -> None:
-        """Nothing is to be sent."""
+        """Nothing is to be sent; the times of the log are noted."""
+        while not ended.wait(INTERVAL_S):
+            self._look()
 
     def finish(self) -> None:
-        """The same."""
+        self._look()
+
+    def _look(self) -> None:
+        if self._times is not None:
+            self._times.look()
 
 
 def open_place(url: str, host: int, cache: Path) -> Place:
@@ -155,4 +181,4 @@ def open_place(url: str, host: int, cache: Path) -> Place:
     run = RunDirectory(url)
     if isinstance(run.files, ObjectFiles):
         return Mirror(run, run.files, cache / "runs" / run.run_id / str(host), host, cache)
-    return Shared(run)
+    return Shared(run, host)

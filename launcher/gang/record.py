@@ -7,6 +7,7 @@ from typing import Any
 from launcher.claims import Superseded
 from launcher.gang.desk import Desk
 from launcher.goodput import Account, Phase, goodput
+from launcher.profiles import ProfileRequest
 from launcher.runs import AT_REST, FINAL, FirstFailure, RunDirectory, RunState, RunStatus, StopRequest
 
 # What the training process calls its phases.
@@ -75,6 +76,14 @@ class RunRecord:
     def stop_requested(self) -> StopRequest | None:
         """What the run directory said when it was last asked."""
         return self._desk.stop_requested()
+
+    def profile_requested(self) -> ProfileRequest | None:
+        """The same of a profile."""
+        return self._desk.profile_requested()
+
+    def clear_profile_request(self) -> None:
+        """All hosts have answered."""
+        self._desk.clear_profile_request()
 
     def event(self, name: str, **fields: Any) -> None:
         self._desk.append(self.status.attempt, {"time": self._clock(), "event": name, **fields})

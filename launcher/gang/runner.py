@@ -23,9 +23,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+import psutil
 
 from cluster.errors import PodlaunchError
 from cluster.secret_place import SecretPlace
@@ -40,6 +42,9 @@ from launcher.gang.memory import OomWatch
 from launcher.gang.mirror import Place, open_place
 from launcher.gang.stacks import stacks_of
 
+if TYPE_CHECKING:
+    from launcher.gang.gauges import HostGauges
+
 logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
@@ -50,6 +55,10 @@ LAST_WORDS_S = 10.0
 """How long the end of a process that failed may be kept from the supervisor until the last of its log is sent."""
 SPARE_AFTER_S = 5.0
 """How long a process trains before its host makes a spare: a run that is over by then needs none."""
+ECHO_S = 1.0
+"""How often what a training process wrote is shown in Ray's dashboard."""
+WEIGH_S = 5.0
+"""How often the memory of the training process is looked at."""
 _CHILD = (sys.executable, "-m", "launcher.training.child")
 _TAIL_BYTES = 64 * 1024
 
@@ -81,6 +90,8 @@ class Child:
         self._asked = False
         self._stop: int | None = None
         """What is written here the process can read; None when it is gone."""
+        self._requests: int | None = None
+        """The same of requests for profiles."""
         self._lock = threading.Lock()
         self._done = False
         """It has said that nothing is left to do."""
@@ -124,6 +135,12 @@ class Child:
                 os.write(self._stop, b".")
         self.signal(signal.SIGTERM)
 
+    def request(self, line: str) -> None:
+        """Something to be done between two steps; nothing when the process is gone."""
+        with self._lock:
+            if self._requests is not None:
+                os.write(self._requests, f"{line}\n".encode())
+
     def wait(self, timeout: float) -> bool:
         """Whether the process ended within `timeout` seconds, and what it left is sent or given up."""
         return self._told.wait(timeout)
@@ -131,7 +148,8 @@ class Child:
     def _live(self) -> None:
         reading, writing = os.pipe()
         stop_reading, self._stop = os.pipe()
-        pipes = {"PODLAUNCH_EVENT_FD": writing, "PODLAUNCH_STOP_FD": stop_reading}
+        requests_reading, self._requests = os.pipe()
+        pipes = {"PODLAUNCH_EVENT_FD": writing, "PODLAUNCH_STOP_FD": stop_reading, "PODLAUNCH_REQUEST_FD": requests_reading}
         if self._log is None:
             pipes["PODLAUNCH_ORDERS_FD"], self._orders = os.pipe()
         try:
@@ -148,9 +166,8 @@ class Child:
             finally:
                 os.close(output)
         except OSError as error:
-            os.close(reading)
-            os.close(stop_reading)
-            os.close(self._stop)
+            for fd in (reading, stop_reading, self._stop, requests_reading, self._requests):
+                os.close(fd)
             self._error = error
             return
         finally:
@@ -169,11 +186,13 @@ class Child:
         code = self._process.wait()
         with self._lock:
             os.close(self._stop)
-            self._stop = None
+            os.close(self._requests)
+            self._stop = self._requests = None
             if self._orders is not None:
                 os.close(self._orders)
                 self._orders = None
         os.close(stop_reading)
+        os.close(requests_reading)
         if code == 0 and self._asked and not self._done:
             code = EXIT_STOPPED
         self._ended.set()
@@ -218,9 +237,13 @@ class Child:
 class Runner:
     """The actor. Its methods run in a pool of threads, so that `next_events` may block while others are called."""
 
-    def __init__(self, run_dir: str, host: int, lease: float = LEASE_S) -> None:
-        """`run_dir`: a local path or gs://. `lease`: seconds that the child lives on after the last question."""
+    def __init__(self, run_dir: str, host: int, lease: float = LEASE_S, gauges: Callable[[], "HostGauges | None"] = lambda: None) -> None:
+        """`run_dir`: a local path or gs://. `lease`: seconds that the child lives on after the last question. `gauges`: makes what shows
+        the host to Prometheus.
+        """
         self._url = run_dir
+        self._gauges = gauges()
+        self._weighed = -math.inf
         self._place = open_place(run_dir, host, cache_dir())
         self._host = host
         self._events: queue.Queue[Event] = queue.Queue()
@@ -268,11 +291,13 @@ class Runner:
         arguments = [str(self._place.folder), "--attempt", str(attempt), "--run", self._url, "--checkpoints", self._place.checkpoints]
         own = {"PODLAUNCH_ATTEMPT": str(attempt), **_read_secrets(secrets), **environment}
         self.renew()
+        shown = _open_at_end(self._place.folder / log)
         self._spares = LaunchConfig.from_yaml(self._place.folder / "config.yaml").run.spares
         self._child = self._from_spare(arguments, own, self._place.folder / log) or Child(
             [*_CHILD, *arguments], {**self._static, **own}, self._place.folder / log, self._events, self._place
         )
         threading.Thread(target=self._watch_supervisor, args=(self._child,), name="lease", daemon=True).start()
+        threading.Thread(target=echo, args=(self._child.wait, shown, sys.stdout), name="echo", daemon=True).start()
         self._spare_at = math.inf
         self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
 
@@ -286,11 +311,21 @@ class Runner:
                 return []
         while not events.empty():
             found.append(events.get_nowait())
+        self._measure(found)
         if self._spares and self._spare_at == math.inf and any(_is_under_way(event) for event in found):
             self._spare_at = time.monotonic() + SPARE_AFTER_S
         if self._spare is None and time.monotonic() >= self._spare_at:
             self._spare = Child([*_CHILD, str(self._place.folder)], self._static, None, queue.Queue(), self._place)
         return found
+
+    def _measure(self, events: Iterable[Event]) -> None:
+        if self._gauges is None:
+            return
+        self._gauges.hear(events)
+        if self._child is not None and time.monotonic() - self._weighed >= WEIGH_S:
+            self._weighed = time.monotonic()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._gauges.memory(psutil.Process(self._child.pid).memory_info().rss)
 
     def renew(self) -> None:
         """The supervisor lives, and asks later."""
@@ -300,6 +335,11 @@ class Runner:
     def _from_spare(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> Child | None:
         spare, self._spare = self._spare, None
         return spare if spare is not None and spare.order(arguments, environment, log, self._events) else None
+
+    def profile(self, request: str) -> None:
+        """Ask the child for a profile (launcher/profiles.py)."""
+        if self._child is not None:
+            self._child.request(request)
 
     def terminate(self) -> None:
         """Ask the child to checkpoint and end."""
@@ -352,6 +392,30 @@ class Runner:
         self._told = notice
         self._events.put({"event": "notice", "kind": notice.kind.value, "time": notice.time, "deadline": notice.deadline})
         self.terminate()
+
+
+def echo(wait: Callable[[float], bool], log: TextIO, output: TextIO) -> None:
+    """What a training process writes, once more among the logs that Ray's dashboard shows of this actor. `wait`: whether the process has
+    ended within so many seconds. Closes `log`.
+    """
+    with log:
+        ended = False
+        while not ended:
+            ended = wait(ECHO_S)
+            try:
+                output.write(log.read())
+                output.flush()
+            except OSError as error:  # such as a full disk: the log itself is what counts
+                logger.warning("the log is not repeated here: %s", error)
+                return
+
+
+def _open_at_end(log: Path) -> TextIO:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    file = log.open(encoding="utf-8", errors="replace")
+    file.seek(0, os.SEEK_END)
+    return file
 
 
 def _read_secrets(place: str | None) -> dict[str, str]:

@@ -24,7 +24,8 @@ from cluster.autoscaler import slice_resource
 from cluster.cloud_errors import CloudError
 from cluster.logs import set_up_logging
 from cluster.secret_place import SecretPlace
-from cluster.tpu.lifecycle import provisioning_limit
+from cluster.tpu.lifecycle import Life, provisioning_limit
+from cluster.tpu.losses import read_standing
 from launcher.attempts import settle
 from launcher.claims import Claims, Superseded
 from launcher.config import RunConfig
@@ -33,7 +34,9 @@ from launcher.gang.budgets import Budgets, Verdict
 from launcher.gang.desk import Desk, Unwritten
 from launcher.gang.evidence import Cause, HostFailure, is_echo
 from launcher.gang.gang import Gang, GangLost
+from launcher.gang.gauges import Gauges, RunGauges
 from launcher.gang.losses import taken_slice
+from launcher.gang.profiling import ANSWERS, Profiling
 from launcher.gang.record import RunRecord, failure_of
 from launcher.gang.states import BEGIN, ENDS, PHASES, SHOWN, TRANSITIONS, Effect, Happening, Stage, Step
 from launcher.gang.stragglers import Stragglers
@@ -82,9 +85,11 @@ class Supervisor:
         taken: Callable[[list[str]], str] = lambda _: "",
         hosts_limit: float = provisioning_limit(1),
         wait: Callable[[float], object] | None = None,
+        gauges: RunGauges | None = None,
     ) -> None:
         """`clock`: seconds since the epoch. `taken`: what the cloud did to one of these slices, empty for nothing. `hosts_limit`: seconds
         that the hosts of a reserved slice may take to join. `wait`: returns after so many seconds, or when the run is interrupted.
+        `gauges`: who shows the run to Prometheus.
         """
         self._directory = directory
         self._gang = gang
@@ -96,16 +101,19 @@ class Supervisor:
         self._hosts_limit = hosts_limit
         self._interrupted = threading.Event()
         self._wait = wait or self._interrupted.wait
+        self._gauges = gauges
         self._group: Any = None
         self._attempt = Attempt([], clock)
         self._watchdog = Watchdog(config.hang, clock)
         self._stragglers = Stragglers([])
+        self._profiling = Profiling(0)
         self._first: HostFailure | None = None
         self._cause = Cause.INFRASTRUCTURE
         self._verdict = Verdict(again=True)
         self._stage = Stage.RESERVING
         self._since = clock()
         self._looked_for_stop = float("-inf")
+        self._looked_for_profile = float("-inf")
         self._limit: str | None = None
         """Which setting ends the run."""
 
@@ -126,6 +134,8 @@ class Supervisor:
             else:
                 _WATCHES[self._stage](self)
             self._record.tick()
+            if self._gauges is not None:
+                self._gauges.show(self._record.status, now=self._stage in ENDS)
 
     def _happen(self, happening: Happening) -> None:
         step = TRANSITIONS[self._stage, happening]
@@ -162,6 +172,8 @@ class Supervisor:
             self._wait(0.25)  # Ray tells nobody when a node joins
 
     def _watch_processes(self) -> None:
+        if self._stage is Stage.RUNNING:
+            self._pass_profile_on()
         soon = self._stage is Stage.GATHERING
         for index, event in self._gang.poll(timeout=0.1 if soon else POLL_S):
             self._take(index, event)
@@ -172,9 +184,16 @@ class Supervisor:
     def _take(self, index: int, event: Mapping[str, Any]) -> None:
         if event["event"] == "notice":
             self._record.event("notice", host=self._attempt.hosts[index], kind=event["kind"], deadline=event["deadline"])
+        elif event["event"] in ANSWERS:
+            about = {key: value for key, value in event.items() if key not in ("event", "time")}
+            self._record.event(event["event"], host=self._attempt.hosts[index], **about)
+            if self._profiling.done(index, event):
+                self._record.clear_profile_request()
         elif event["event"] not in ("error", "exit", "lost"):
             self._record.apply(event, index)
             self._watchdog.hear(index, event)
+            if self._gauges is not None:
+                self._gauges.hear(index, event)
             if (slow := self._stragglers.hear(index, event, self._clock())) is not None:
                 self._record.event("straggler", **vars(slow))
                 logger.warning("host %s is slow: the others wait %.3f s of each step for it", slow.host, slow.extra_s)
@@ -183,6 +202,13 @@ class Supervisor:
             self._record.event("first_step", step=self._attempt.step, attempt=self._record.status.attempt)
         if happening is not None:
             self._happen(happening)
+
+    def _pass_profile_on(self) -> None:
+        if self._clock() - self._looked_for_profile < self._directory.poll_s:
+            return
+        self._looked_for_profile = self._clock()
+        if (request := self._profiling.to_send(self._record.profile_requested())) is not None:
+            self._gang.profile(request)
 
     def _stop_asked(self) -> Happening | None:
         """What the user wants, now or by a limit, and is not under way yet. The run directory is asked as often as it bears."""
@@ -220,7 +246,7 @@ class Supervisor:
         self._group = self._gang.reserve()
 
     def _place(self) -> None:
-        self._gang.place()
+        self._gang.place(self._record.status.attempt)
         self._record.hold_slices(sorted({host.slice_name for host in self._gang.hosts}), len(self._gang.hosts))
         self._record.event("hosts", hosts=[host.name for host in self._gang.hosts])
 
@@ -228,6 +254,7 @@ class Supervisor:
         self._attempt = Attempt([host.name for host in self._gang.hosts], self._clock)
         self._watchdog = Watchdog(self._config.hang, self._clock)
         self._stragglers = Stragglers(self._attempt.hosts)
+        self._profiling = Profiling(len(self._attempt.hosts))
         self._record.begin_attempt()
         try:
             self._gang.start(self._record.status.attempt, ANSWER_LIMIT_S)
@@ -361,6 +388,11 @@ _EFFECTS: Mapping[Effect, Callable[[Supervisor], Happening | None]] = {
 }
 
 
+def states_of(cluster: str, kind: str) -> list[Life]:
+    """Of the cluster's slices of this accelerator type, as the last listing showed them."""
+    return [life for found, life in read_standing(cluster).values() if found == kind]
+
+
 def wait_for_silence(record: RunRecord, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
     """Return when no training process of a supervisor before this one lives any more: the run is never executed twice at a time."""
     if clock() < record.status.quiet_at:
@@ -425,6 +457,11 @@ def main() -> None:
         config.run,
         taken=functools.partial(taken_slice, config.cluster.name),
         hosts_limit=provisioning_limit(config.slices.hosts),
+        gauges=RunGauges(
+            Gauges(directory.run_id, config.cluster.name),
+            config.slices.usd_per_hour,
+            functools.partial(states_of, config.cluster.name, config.slices.accelerator.name),
+        ),
     )
     signal.signal(signal.SIGTERM, supervisor.interrupt)
 

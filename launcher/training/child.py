@@ -5,6 +5,7 @@
     PODLAUNCH_COORDINATOR           host:port of process 0, for jax.distributed
     PODLAUNCH_NUM_PROCESSES, PODLAUNCH_PROCESS_ID
     PODLAUNCH_COMPILATION_CACHE     folder of JAX's persistent compilation cache
+    PODLAUNCH_REQUEST_FD            where requests for profiles come from (launcher/training/profiling.py)
     PODLAUNCH_ORDERS_FD             of a spare: where its orders come from (launcher/training/spare.py)
     PODLAUNCH_USER_CODE             folder of the user's own modules, last on the path: they can shadow nothing of ours
     PODLAUNCH_PEAK_FLOPS            peak FLOP/s of all chips of the run together; MFU is reported when it is set, on TPUs only
@@ -131,6 +132,7 @@ def run(
             allow=config.run.allow,
             may_publish=lambda: claims.check(attempt),
             checkpoints=checkpoints,
+            name=(url or str(run_dir)).rpartition("/")[2],
         )
     )
     code = EXIT_DONE

@@ -35,6 +35,7 @@ from launcher.training.metrics import MetricsWriter
 from launcher.training.optimizer import make_optimizer
 from launcher.training.preemption import StopSignal
 from launcher.training.processes import check_same, from_main, is_main
+from launcher.training.profiling import profiler_of
 from launcher.training.reporter import Reporter, SilentReporter
 from launcher.training.retention import Retention
 from launcher.training.rows import Rows
@@ -42,6 +43,7 @@ from launcher.training.samples import Sampler
 from launcher.training.saving import History, make_saving, parse_every
 from launcher.training.state import Blueprint, TrainState, make_blueprint
 from launcher.training.step import CompiledSteps, compile_steps, put_batch
+from launcher.training.tracking import Tracker
 from launcher.weights.check import check_weights
 from launcher.weights.folder import ModelFolder
 from launcher.weights.tokenizer import tokenizer_of
@@ -81,10 +83,14 @@ class TrainingJob:
         allow: Collection[str] = (),
         may_publish: Callable[[], None] = lambda: None,
         checkpoints: str | None = None,
+        name: str | None = None,
     ) -> None:
-        """`may_publish` is called on process 0 before anything is published that outlives the attempt; it raises where that must not be."""
+        """`name`: of the run; by default that of the folder. `may_publish` is called on process 0 before anything is published that
+        outlives the attempt; it raises where that must not be.
+        """
         self.config, self.output, self.attempt = config, output, attempt
         self.peak_flops, self.allow, self.may_publish = peak_flops, allow, may_publish
+        self.name = name or output.name
         self.checkpoints = checkpoints or str(output / FOLDER)
         self.reporter = reporter or SilentReporter()
         self._open = contextlib.ExitStack()
@@ -125,7 +131,7 @@ class TrainingJob:
         if state is None:
             begun = self._load(weights, blueprint, blueprint.abstract.params) if weights and not frozen else None
             state = blueprint.init(begun)
-        metrics = self._open.enter_context(MetricsWriter(self.output, self.attempt)) if is_main() else None
+        metrics = self._open.enter_context(MetricsWriter(self.output, self.attempt, self._tracker())) if is_main() else None
         steps = steps.with_frozen(frozen)
         self._ready = _Prepared(layout, weights, tokenizer, data, steps, sampler, blueprint, checkpoints, metrics, stop, state, frozen)
 
@@ -203,6 +209,10 @@ class TrainingJob:
         meaning = meaning_of(self.config, data.key)
         return Checkpoints(self.checkpoints, retention, self.reporter, meaning=meaning, allow=self.allow, may_publish=self.may_publish)
 
+    def _tracker(self) -> Tracker | None:
+        wandb = self.config.trainer.wandb
+        return None if wandb.project is None else Tracker(wandb, self.name, self.config.to_dict(), self.output, self.reporter)
+
     def _loop(self, ready: "_Prepared", first: int) -> Loop:
         history = history_of(RunDirectory(self.output).events()) if is_main() else History()
         every = parse_every(self.config.trainer.checkpoint_every)
@@ -213,6 +223,7 @@ class TrainingJob:
             saving=make_saving(every, first, agree=from_main, cost=lambda: ready.checkpoints.cost, history=history),
             evaluate=partial(self._evaluate, "during"),
             reporter=self.reporter,
+            profiler=profiler_of(self.output, self.reporter),
             peak_flops=self.peak_flops,
         )
 

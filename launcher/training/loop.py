@@ -16,6 +16,7 @@ from launcher.training.checkpoint import Checkpoints
 from launcher.training.mesh import Layout
 from launcher.training.metrics import MetricsWriter, StepRecord
 from launcher.training.preemption import StopSignal
+from launcher.training.profiling import Profiler
 from launcher.training.reporter import Reporter, StepThrottle
 from launcher.training.saving import Saving
 from launcher.training.stall import Stall, StepClock
@@ -62,6 +63,7 @@ class Loop:
     evaluate: Callable[[int], object]
     """Called with the steps that are done, when trainer.eval_every says so; every process calls it."""
     reporter: Reporter
+    profiler: Profiler
     peak_flops: float | None
     """Sum over all chips, FLOP/s."""
     _throttle: StepThrottle = field(init=False)
@@ -83,6 +85,7 @@ class Loop:
             return self._steps(first, Stall(steps), steps)
         finally:
             steps.close()
+            self.profiler.finish()
 
     def _steps(self, first: int, stall: Stall, steps: StepClock) -> float | None:
         ready, trainer = self.ready, self.config.trainer
@@ -91,9 +94,11 @@ class Loop:
             if ready.stop.reached(step):
                 self._check(up_to=step - 1)
                 self._stop(step - 1)
+            self.profiler.before(step, self._settle)
             batch = put_batch(self.batches, step - 1, ready.layout)
             stall.dispatching()
-            ready.state, metrics = ready.steps.train(ready.state, batch)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                ready.state, metrics = ready.steps.train(ready.state, batch)
             steps.dispatched(metrics)
             if self._wait_each:
                 jax.block_until_ready((ready.state, metrics))  # type: ignore[no-untyped-call]  # JAX's
@@ -116,6 +121,10 @@ class Loop:
                 stall.resume()
             ready.checkpoints.poll()
         return loss
+
+    def _settle(self) -> None:
+        """Returns when every step that was dispatched is done."""
+        jax.block_until_ready(self.ready.state)  # type: ignore[no-untyped-call]  # JAX's
 
     def _check(self, up_to: int) -> None:
         """Raises NonFinite for the first step that has no finite loss, gradient or update, on all processes alike; waits for these steps.
@@ -169,7 +178,7 @@ class Loop:
         if record and self.ready.metrics:
             self.ready.metrics.step(record)
         if self._throttle.passes(step, record is not None or told):
-            values: dict[str, Any] = dict.fromkeys(("loss", "tokens_per_second", "mfu"))
+            values: dict[str, Any] = dict.fromkeys(("loss", "tokens_per_second", "mfu", "step_time"))
             if record:
                 values = {name: getattr(record, name) for name in values}
             self.reporter.emit("step", step=step, total_steps=self.config.trainer.steps, stall_s=round(stall_s, 4), **values)

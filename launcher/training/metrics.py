@@ -9,6 +9,7 @@ from typing import Self
 from launcher.perplexity import perplexity
 from launcher.training.rows import Rows
 from launcher.training.tensorboard import SummaryWriter
+from launcher.training.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class StepRecord:
 
 
 class MetricsWriter:
-    """Appends to <output>/metrics.jsonl, one line a record, and to <output>/tensorboard."""
+    """Appends to <output>/metrics.jsonl, one line a record, to <output>/tensorboard, and tells `tracker`."""
 
-    def __init__(self, output: Path, attempt: int) -> None:
-        self._attempt = attempt
+    def __init__(self, output: Path, attempt: int, tracker: Tracker | None = None) -> None:
+        self._attempt, self._tracker = attempt, tracker
         self._rows = Rows(output / "metrics.jsonl")
         self._board = SummaryWriter(str(output / "tensorboard"))
 
@@ -46,6 +47,8 @@ class MetricsWriter:
             if value is not None:
                 self._board.add_scalar(f"train/{name}", value, record.step)
         self._board.flush()
+        if self._tracker is not None:
+            self._tracker.log(record.step, {f"train/{name}": value for name, value in values.items()})
 
     def evaluation(self, step: int, loss: float) -> None:
         """`loss`: mean nats per learned token of the held-out batches, after `step` steps. Its row has no other measurement."""
@@ -54,10 +57,14 @@ class MetricsWriter:
         for name, value in values.items():
             self._board.add_scalar(name.replace("_out_", "_out/"), value, step)
         self._board.flush()
+        if self._tracker is not None:
+            self._tracker.log(step, {name.replace("_out_", "_out/"): value for name, value in values.items()})
 
     def close(self) -> None:
         self._rows.close()
         self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def __enter__(self) -> Self:
         return self

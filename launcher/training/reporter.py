@@ -2,13 +2,15 @@
 
     phase                 {phase}       connecting data compiling restoring initializing evaluating training saving exporting
     data                  {parts, held_out}     of each source, and of what is held out: documents, tokens, rows, cut (longer than a row)
-    step                  {step, total_steps, stall_s, loss, tokens_per_second, mfu}     nulls when the step was not logged; for how many
-                          seconds the devices have waited for this host since the loop began (stall.py)
+    step                  {step, total_steps, stall_s, loss, tokens_per_second, mfu, step_time}     nulls when the step was not logged; for
+                          how many seconds the devices have waited for this host since the loop began (stall.py)
     checkpoint            {step, blocking_s, write_s}   committed, with its manifest; seconds that training stood still, seconds in all
     checkpoint_set_aside  {step, reason}
     restored              {step}
     evaluation            {when: before | during | after, step, loss}
     samples               {when: before | after, step, samples: [{prompt, text, tokens}]}
+    profile, profile_failed                     launcher/training/profiling.py
+    wandb_failed          {error}       launcher/training/tracking.py
     finished              {step, loss}
     error                 {error}       one line
 

@@ -2,20 +2,24 @@
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from cluster.config import ClusterConfig
-from cluster.errors import PodlaunchError
+from cluster.errors import ConfigError, PodlaunchError
 from launcher.cli.main import app
-from launcher.cli.train_logs import following
+from launcher.cli.train_logs import Wanted, following
 from launcher.cli.train_status import WIDTH, sparkline
 from launcher.config import LaunchConfig
 from launcher.data.config import DataConfig
+from launcher.log_times import LogTimes, times_of, written_before
 from launcher.models.config import ModelConfig
 from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus, StopRequest
 
@@ -132,9 +136,37 @@ def test_logs_are_followed_over_attempts_until_the_run_ends(run: RunDirectory) -
                 run.files.append(run.log_name(1, 1), b"six\n")
                 run.write_status(RunStatus("mine", "c", RunState.SUCCEEDED))
 
-    lines = list(following(run, None, None, 2, sleep))
+    lines = list(following(run, Wanted(tail=2), sleep))
     assert lines == ["host-0  two", "host-0  three", "host-0  four", "attempt 1", "host-1  five", "host-1  six"]
-    assert list(following(run, 1, 1, None, sleep)) == ["host-1  five", "host-1  six"]
+    assert list(following(run, Wanted(host=1, attempt=1), sleep)) == ["host-1  five", "host-1  six"]
+
+
+def test_logs_of_the_last_minutes_are_those_of_all_attempts(run: RunDirectory) -> None:
+    run.files.append(run.log_name(0, 0), b"old\nwhen?\n")
+    run.files.append("logs/0/host-0.times", f"{time.time() - 900:.3f} 4\n{time.time() - 300:.3f} 10\n".encode())
+    run.files.append(run.log_name(1, 0), b"new\n")
+    run.files.append("logs/1/host-0.times", f"{time.time() - 10:.3f} 4\n{time.time():.0f}".encode())
+    assert tpu("train", "logs", "mine", "--since", "10m", *root_of(run)).splitlines() == ["host-0  when?", "attempt 1", "host-0  new"]
+    assert tpu("train", "logs", "mine", "--since", "1m", *root_of(run)).splitlines() == ["host-0  new"]
+    assert tpu("train", "logs", "mine", "--since", "1m", "--attempt", "0", *root_of(run)) == ""
+    with pytest.raises(PodlaunchError, match="--since '10 minutes' is no length of time"):
+        tpu("train", "logs", "mine", "--since", "10 minutes", *root_of(run))
+
+
+def test_a_host_notes_when_its_log_grew(tmp_path: Path) -> None:
+    log, times = tmp_path / "host-0.log", iter([10.0, 20.0])
+    notes = LogTimes(log, lambda: next(times))
+    notes.look()
+    log.write_bytes(b"one\n")
+    notes.look()
+    notes.look()
+    log.write_bytes(b"one\ntwo\n")
+    notes.look()
+    content = times_of(log).read_bytes()
+    assert [written_before(content, moment) for moment in (9.0, 10.0, 19.9, 20.0)] == [0, 4, 4, 8]
+    log.unlink()
+    notes.look()
+    assert times_of(log).read_bytes() == content
 
 
 def test_a_config_file_alone_means_run_and_a_dry_run_changes_nothing(run: RunDirectory, tmp_path: Path) -> None:
@@ -156,3 +188,29 @@ def test_a_config_file_alone_means_run_and_a_dry_run_changes_nothing(run: RunDir
 
 def test_version() -> None:
     assert tpu("--version").strip() == importlib.metadata.version("podlaunch")
+
+
+def test_a_report_is_written_where_it_is_asked_for_and_a_missing_library_is_named(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "page.html"
+    assert tpu("train", "report", "mine", *root_of(run), "-o", str(file)).strip() == str(file)
+    assert "Run mine" in file.read_text()
+    refused = CliRunner().invoke(app, ["train", "report", "mine", *root_of(run), "-o", str(tmp_path / "no" / "page.html")])
+    assert "cannot write" in str(refused.exception)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused = CliRunner().invoke(app, ["train", "report", "mine", *root_of(run)])
+    assert isinstance(refused.exception, ConfigError)
+    assert "pip install 'podlaunch[report]'" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"state": RunState.STOPPED}, "is STOPPED; only one that trains can be traced"), ({"cluster": "-"}, "in a process of its own")],
+)
+def test_a_run_that_nobody_can_trace_is_refused(run: RunDirectory, fields: dict[str, Any], words: str) -> None:
+    run.write_status(RunStatus(**{"run_id": "mine", "cluster": "c", "state": RunState.QUEUED, **fields}))
+    result = CliRunner().invoke(app, ["train", "profile", "mine", *root_of(run)])
+    assert isinstance(result.exception, PodlaunchError)
+    assert words in str(result.exception)
+    assert run.profile_requested() is None

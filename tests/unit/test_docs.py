@@ -1,5 +1,6 @@
 """What the documents name exists: every command, option, profile and setting."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 import pytest
 import typer.main
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 
 from cluster.errors import ConfigError
 from launcher.cli.main import app
 from launcher.compose import compose_cluster, compose_config, config_dir, known_keys
 from launcher.config import RunConfig
+from launcher.gang.gauges import MEASUREMENTS
 from launcher.reference import descriptions, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +53,20 @@ def check_tpu(words: list[str]) -> None:
         compose_cluster([f"cluster.{word}" if "=" in word else f"cluster={word}" for word in settings if not word.endswith("HOST:PORT")])
 
 
+def points(settings: list[str]) -> list[list[str]]:
+    """Those of a sweep: every combination; of an interval, where a search chooses, its beginning."""
+    choices = []
+    for override in OverridesParser.create().parse_overrides(settings):
+        key, value = override.get_key_element(), override.value()
+        if isinstance(value, IntervalSweep):
+            choices.append([f"{key}={value.start}"])
+        elif override.is_sweep_override():
+            choices.append([f"{key}={one}" for one in override.sweep_string_iterator()])
+        else:
+            choices.append([str(override.input_line)])
+    return [list(point) for point in itertools.product(*choices)]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_of_a_document_exists(document: Path) -> None:
     text = document.read_text()
@@ -57,7 +75,8 @@ def test_every_command_of_a_document_exists(document: Path) -> None:
     for words in found:
         check_tpu(words)
     for words in commands(text, "podlaunch"):
-        compose_config([word for word in words if not word.startswith("-")])
+        for settings in points([word for word in words if not word.startswith("-")]) if "-m" in words else [words]:
+            compose_config([word for word in settings if not word.startswith("-")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -68,6 +87,18 @@ def test_every_setting_that_a_document_names_exists(document: Path) -> None:
             assert code.partition("=")[0] in keys, code
         elif found := re.fullmatch(r"(\w+)=(\w+)", code):
             assert found[1] not in groups or (config_dir() / found[1] / f"{found[2]}.yaml").exists(), code
+
+
+def test_every_line_that_troubleshooting_explains_is_one_that_we_say() -> None:
+    rooms = [path.read_text() for room in ("launcher", "cluster") for path in sorted((ROOT / room).rglob("*.py"))]
+    said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(rooms))  # strings that go on in the next line
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    lines = [
+        line for table in text.split("| the line says |")[1:] for line in re.findall(r"^\| `([^`]+)` \|", table.partition("\n\n")[0], re.M)
+    ]
+    assert len(lines) > 20
+    unknown = [line for line in lines if not all(piece.strip(" ;,:") in said for piece in line.split("..."))]
+    assert not unknown
 
 
 @pytest.mark.parametrize("words", [["statsu"], ["start", "--bear"], ["emulator", "faults"], ["start", "v9"], ["start", "v5e", "zone=a"]])
@@ -81,3 +112,9 @@ def test_the_configuration_reference_is_what_the_schema_says() -> None:
         "make it anew: python -m launcher.reference > docs/configuration.md"
     )
     assert set(descriptions(RunConfig)) >= {"root", "spares", "max_usd"}
+
+
+def test_every_measurement_is_in_the_document_on_monitoring() -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    for one in MEASUREMENTS:
+        assert re.search(rf"^\| `{one.name}`.*\| {re.escape(one.about)} \|$", text, re.MULTILINE), one.name

@@ -1,5 +1,6 @@
 """What the keeper does about runs: Ray's job server is a table of the test's own, the clock as well."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -232,6 +233,24 @@ def test_a_run_that_a_command_submits_right_now_is_left_to_it(world: World) -> N
     assert world.ray.posted == ["r", "r-1"]
     assert world.status(run).state is RunState.QUEUED
     assert world.status(run).recoveries.total == 0, "nothing of it had begun"
+
+
+@pytest.mark.parametrize("before", [None, RunState.FAILED, RunState.SUSPENDED])
+def test_what_a_command_has_begun_to_submit_is_left_to_it_and_in_the_end_forgotten(world: World, before: RunState | None) -> None:
+    run = world.run(state=before or RunState.RUNNING)
+    if before is None:
+        (run.path / "status.json").unlink()
+    assert claim_next(run) is not None
+    (entry,) = world.index.entries()
+    world.index.write(dataclasses.replace(entry, submitted_at=world.now))
+    world.ray.lose()
+    world.look(SUBMIT_GRACE_S - 1)
+    assert world.index.find(run) is not None
+    assert (world.folder / "r.secret").exists(), "it needs them in a moment"
+    world.look(2)
+    assert (world.index.find(run) is None) is (before is not RunState.SUSPENDED)
+    assert not (world.folder / "r.secret").exists()
+    assert world.ray.posted == ["r"]
 
 
 def test_a_run_that_somebody_else_takes_up_at_the_same_time_is_left_to_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from cluster.state import cluster_dir
-from cluster.tpu.losses import Losses, read_losses, read_ready
+from cluster.tpu.lifecycle import Life
+from cluster.tpu.losses import Losses, read_losses, read_ready, read_standing
 from cluster.tpu.messages import Slice
 from cluster.tpu.slices import ClusterSlice
 from launcher.gang.losses import WAIT_S, taken_slice
+from launcher.gang.supervisor import states_of
 
 NODE = Slice("c-1", "us-central2-b", "READY", "v4-16", "2x2x2", (), {}, 0.0, "HEALTHY", "", spot=True)
 
@@ -97,3 +99,13 @@ def test_nobody_waits_for_a_provider_that_lists_no_more() -> None:
     time = Time(losses, {})
     assert taken_slice("c", ["c-1"], clock=time.clock, sleep=time.sleep) == ""
     assert WAIT_S < time.now - 1000 < WAIT_S + 1
+
+
+def test_every_slice_is_told_with_where_it_is_in_its_life() -> None:
+    losses = Losses("c")
+    assert read_standing("c") == {}
+    for state, life in (("CREATING", Life.PENDING), ("READY", Life.READY), ("PREEMPTED", Life.LOST)):
+        losses.take([dataclasses.replace(one, given_up=False) for one in listed(state)], 100.0)
+        assert read_standing("c") == {"c-1": ("v4-16", life)}
+    assert states_of("c", "v4-16") == [Life.LOST]
+    assert states_of("c", "v4-8") == []

@@ -17,6 +17,7 @@ from launcher.compose import compose_config, load
 from launcher.config import LaunchConfig
 from launcher.gang.mirror import REPLACE_INTERVAL_S, Mirror, open_place
 from launcher.gang.runner import Child, Event
+from launcher.profiles import ProfileRequest, trace_name
 from launcher.run_files import ObjectFiles
 from launcher.runs import RunDirectory
 
@@ -113,7 +114,7 @@ def test_only_host_0_sends_what_belongs_to_the_run(run: RunDirectory, tmp_path: 
         write(mirror, name, "x\n")
     mirror.send()
     mirror.finish()
-    assert set(run.files.list("")) == {"config.yaml", "code.zip", "logs/0/host-1.log"}
+    assert set(run.files.list("")) == {"config.yaml", "code.zip", "logs/0/host-1.log", "logs/0/host-1.times"}
 
 
 def test_tensorboard_is_replaced_now_and_then_and_the_model_once(run: RunDirectory, tmp_path: Path) -> None:
@@ -186,3 +187,16 @@ def test_a_local_run_directory_is_used_as_it_is(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "r").write_code(b"zip")
     place = open_place(str(tmp_path / "r"), 0, tmp_path / "cache")
     assert (place.folder, place.checkpoints, place.fetch(0)) == (tmp_path / "r", str(tmp_path / "r" / "checkpoints"), b"zip")
+
+
+def test_a_profile_of_any_host_is_sent_at_once_and_whole(run: RunDirectory, tmp_path: Path) -> None:
+    request = ProfileRequest("2026_01_02", 3)
+    mirrors = [mirror_of(run, host, tmp_path) for host in (0, 1)]
+    for host, mirror in enumerate(mirrors):
+        mirror.fetch(0)
+        write(mirror, ".profile-x/plugins/half.xplane.pb", "not finished")
+        write(mirror, trace_name(request.id, host), f"trace {host}")
+        mirror.send()
+        assert run.files.read(trace_name(request.id, host)) == f"trace {host}".encode()
+    assert run.traces(request) == ["host-0.xplane.pb", "host-1.xplane.pb"]
+    assert not [name for name in run.files.list("") if "half" in name]

@@ -1,6 +1,7 @@
 """What is refused before anything is started or changed."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 import shutil
@@ -218,3 +219,18 @@ def test_weights_that_do_not_fit_or_that_hosts_do_not_see_are_refused(tmp_path: 
     elsewhere = dataclasses.replace(fits, cluster=dataclasses.replace(fits.cluster, cloud="google"))
     with pytest.raises(ConfigError, match=r"the hosts of cluster 'c' do not see this machine's files; copy the folder to Cloud Storage"):
         preflight._check_weights(elsewhere, None)
+
+
+def test_weights_and_biases_needs_its_key_by_name_unless_it_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    online: dict[str, Any] = {"trainer": {"wandb": {"project": "p"}}, "run": {"secrets": ["WANDB_API_KEY"]}}
+    with pytest.raises(ConfigError, match=r"WANDB_API_KEY is not among run.secrets or not set; .*mode=offline"):
+        prepare_run(config_for(tmp_path, **online))
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    prepare_run(config_for(tmp_path, **online))
+    with pytest.raises(ConfigError, match=r"is not among run\.secrets"):
+        prepare_run(config_for(tmp_path, trainer={"wandb": {"project": "p"}}))
+    prepare_run(config_for(tmp_path, trainer={"wandb": {"project": "p", "mode": "offline"}}))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'podlaunch\[wandb\]'"):
+        prepare_run(config_for(tmp_path, **online))

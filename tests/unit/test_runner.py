@@ -1,5 +1,6 @@
 """The runner's child: events, exit codes, logs, and its death with its parent. Real processes, no Ray."""
 
+import io
 import os
 import queue
 import signal
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from cluster.vm.host_dir import Notice, NoticeKind, write_notice
-from launcher.gang.runner import Child, Event, Runner
+from launcher.gang.runner import Child, Event, Runner, echo
 
 TALK = """
 import json, os, sys
@@ -128,3 +129,27 @@ def test_a_child_that_nobody_supervises_any_more_is_ended(tmp_path: Path) -> Non
     event = runner._events.get(timeout=20)
     assert (event["event"], event["code"]) == ("exit", -signal.SIGKILL)
     watch.join(20)
+
+
+def test_a_log_is_repeated_to_its_end_and_a_place_that_takes_nothing_stops_that(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    file = log.open()
+    file.seek(0, os.SEEK_END)
+    said = iter(["first\n", "last\n"])
+
+    def wait(_: float) -> bool:
+        """A process that writes while it lives, and once more as it ends."""
+        text = next(said)
+        with log.open("a") as writing:
+            writing.write(text)
+        return text == "last\n"
+
+    output = io.StringIO()
+    echo(wait, file, output)
+    assert output.getvalue() == "first\nlast\n"
+    assert file.closed
+    full = Path("/dev/full").open("w")  # noqa: SIM115  # it cannot even be closed
+    echo(lambda _: False, log.open(), full)
+    with pytest.raises(OSError, match="No space left"):
+        full.close()

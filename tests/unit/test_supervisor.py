@@ -17,6 +17,7 @@ from launcher.gang.record import RunRecord
 from launcher.gang.runner import Event
 from launcher.gang.supervisor import Supervisor
 from launcher.models.config import ModelConfig
+from launcher.profiles import ProfileRequest
 from launcher.runs import Recoveries, RunDirectory, RunState, RunStatus, StopRequest
 
 Script = list[tuple[int, Event]]
@@ -65,7 +66,7 @@ class ScriptedGang:
     def replace(self, slices: list[str], reason: str) -> None:
         self.calls.append(f"replace {','.join(slices)}")
 
-    def place(self) -> None:
+    def place(self, attempt: int) -> None:
         self.calls.append("place")
 
     def start(self, attempt: int, timeout: float) -> None:
@@ -81,6 +82,9 @@ class ScriptedGang:
     def stacks(self, timeout: float) -> list[str | None]:
         self.calls.append("stacks")
         return ["process 1 is sleeping, 3 threads", "process 2 is stopped, 3 threads"]
+
+    def profile(self, request: ProfileRequest) -> None:
+        self.calls.append(f"profile {request.steps}")
 
     def terminate(self) -> None:
         self.calls.append("terminate")
@@ -582,3 +586,18 @@ def test_a_program_that_tells_no_step_runs_all_the_same(run: RunDirectory) -> No
     states: list[Any] = [event["state"] for event in events if event["event"] == "state"]
     assert states == ["STARTING", "RUNNING", "RECOVERING", "RUNNING", "SUCCEEDED"]
     assert [(event["attempt"], event["step"]) for event in events if event["event"] == "first_step"] == [(1, 5)]
+
+
+def test_a_profile_is_passed_on_while_the_gang_trains_and_taken_back_when_all_have_answered(run: RunDirectory) -> None:
+    clock = Clock()
+    request = ProfileRequest("2026_01_02", 3)
+    assert run.request_profile(request)
+    answer = {"event": "profile", "id": request.id, "first": 2, "last": 4, "bytes": 7}
+    first = [(0, step(1)), (0, step(2)), (0, answer), (1, exited(-signal.SIGKILL))]
+    second = [(0, step(3)), (0, step(4)), (0, answer), (1, answer), (0, exited(0)), (1, exited(0))]
+    gang = ScriptedGang(clock, first, second)
+    assert supervise(run, gang, clock).state is RunState.SUCCEEDED
+    assert [call for call in gang.calls if call.startswith(("profile", "start"))] == ["start 0", "profile 3", "start 1", "profile 3"]
+    told = [(event["host"], event["first"]) for event in run.events() if event["event"] == "profile"]
+    assert told == [("s0/0", 2), ("s0/0", 2), ("s0/1", 2)]
+    assert run.profile_requested() is None

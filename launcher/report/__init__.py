@@ -1,0 +1,1 @@
+"""One page about a run, from its run directory alone (docs/monitoring.md)."""
