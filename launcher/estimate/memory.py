@@ -62,7 +62,7 @@ def estimate_memory(step: StepShape) -> MemoryEstimate:
     gradients = sum(weight.held for weight in trained) * MASTER
     head = sum(weight.held for weight in trained if not weight.layers) * MASTER
     layers = {"gradients": gradients + head, "layer": _layer(step), "attention": _attention(step), "gathered_weights": _gathered(step)}
-    loss = {"gradients": head, "loss_chunk": 2.0 * step.chunk_logits * 4}
+    loss = {"gradients": head, "loss_chunk": step.chunk_logits * 4.0}
     sums = gradients if step.config.trainer.accumulate > 1 else 0.0
     moment = max(layers, loss, key=lambda kinds: sum(kinds.values()))
     moment["gradients"] += sums
