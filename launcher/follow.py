@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -97,7 +97,8 @@ def _describe_event(event: dict[str, Any]) -> str | None:
             return _describe_data(event)
         case "evaluation":
             when = f"after step {event['step']}" if event["when"] == "during" else f"{event['when']} training"
-            return f"held-out loss {when}: {event['loss']:.4f} nat a token, perplexity {perplexity(event['loss']):.4g}"
+            parts = f"; {_by_part(event['parts'])}" if event.get("parts") else ""
+            return f"held-out loss {when}: {event['loss']:.4f} nat a token, perplexity {perplexity(event['loss']):.4g}{parts}"
         case "checkpoint":
             return f"checkpoint of step {event['step']}"
         case "restored":
@@ -117,6 +118,10 @@ def _describe_event(event: dict[str, Any]) -> str | None:
         case "state" if event["state"] == RunState.RECOVERING:
             return f"starting attempt {event['attempt']}"
     return None
+
+
+def _by_part(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
 
 
 def _describe_data(event: dict[str, Any]) -> str:
@@ -178,6 +183,8 @@ def print_summary(run: RunDirectory, status: RunStatus, console: Console) -> Non
         line("held out", f"{status.held_out_before:.4f} nat a token before, {status.held_out_after:.4f} after; {change}")
     elif status.held_out_after is not None:
         line("held out", f"{status.held_out_after:.4f} nat a token, perplexity {perplexity(status.held_out_after):.4g}")
+    if status.held_out_parts:
+        line("  of parts", _by_part(status.held_out_parts))
     for sample in _samples(run):
         line(*sample)
     if status.recoveries.total:

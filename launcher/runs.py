@@ -130,6 +130,8 @@ class RunStatus:
     held_out_before: float | None = None
     held_out_after: float | None = None
     """Of the newest evaluation after a step."""
+    held_out_parts: dict[str, float] = field(default_factory=dict)
+    """The same of each part of a mixture, by its name."""
     checkpoint: int | None = None
     started_at: float = 0.0
     updated_at: float = 0.0

@@ -84,6 +84,14 @@ class EvalBatches:
         return Batch(batch.tokens, batch.targets, batch.positions, batch.segment_ids, batch.weights * real)
 
 
+def share_out(parts: Sequence[PackedSet], batch_size: int, limit: int) -> list[EvalBatches]:
+    """Of each part its batches: all, or about `limit` altogether, by the parts' rows, and one at least of each that has any."""
+    needed = [-(-part.rows // batch_size) for part in parts]
+    rows = sum(part.rows for part in parts)
+    given = needed if sum(needed) <= limit else [max(1, limit * part.rows // rows) for part in parts]
+    return [EvalBatches(part, batch_size, batches) for part, batches in zip(parts, given, strict=True)]
+
+
 def shares_of(weights: Sequence[float]) -> tuple[int, ...]:
     """Rows of each part in a cycle: in proportion, at least one, CYCLE in all (largest remainders)."""
     exact = np.array(weights, np.float64) / sum(weights) * CYCLE

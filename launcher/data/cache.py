@@ -3,7 +3,7 @@
     <cache>/packed/<key>/          $PODLAUNCH_CACHE_DIR, else $XDG_CACHE_HOME/podlaunch, else ~/.cache/podlaunch
       about.json                   what the key was made of, and the counts
       train-<i>/                   the rows of each source (launcher/data/packed.py)
-      held_out/                    those of all sources together, in the order of a hash: any part of it stands for the whole
+      held_out-<i>/                what is kept out of training of each source, in the order of a hash: any part of it stands for the whole
 
 The key covers the content of the sources, the tokenizer, the sequence length and the split, so a folder never goes stale: other
 content gives another folder. It is built in a temporary folder under a lock and renamed when complete.
@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from launcher.data.sources import content_digest, read_documents, source_files
 from launcher.data.split import document_rank, held_out_limit
 from launcher.data.tokenizer import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 """Counts up whenever the same input would give other rows."""
 HELD_OUT = "held_out"
 
@@ -60,9 +61,10 @@ class PackedData:
     key: str
     folder: Path
     train: tuple[Part, ...]
-    held_out: PackedSet
+    held_out: tuple[PackedSet, ...]
+    """Of each part, in their order; one may have nothing that is held out."""
     about: dict[str, Any]
-    """The counts: for each part and for the held-out documents, documents, rows, and how many were cut."""
+    """The counts: for each part and for all held-out documents, documents, rows, and how many were cut."""
 
 
 def open_packed(config: DataConfig, tokenizer: Tokenizer, seq_len: int, root: Path | None = None) -> PackedData:
@@ -80,7 +82,8 @@ def open_packed(config: DataConfig, tokenizer: Tokenizer, seq_len: int, root: Pa
                 _build(folder, config, tokenizer, seq_len, key)
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     parts = tuple(_open_part(folder, i, *source) for i, source in enumerate(config.sources()))
-    return PackedData(key, folder, parts, PackedSet.open(folder / HELD_OUT), about)
+    held_out = tuple(PackedSet.open(folder / f"{HELD_OUT}-{i}") for i in range(len(parts)))
+    return PackedData(key, folder, parts, held_out, about)
 
 
 def packed_key(config: DataConfig, tokenizer: Tokenizer, seq_len: int) -> str:
@@ -117,12 +120,14 @@ def _build(folder: Path, config: DataConfig, tokenizer: Tokenizer, seq_len: int,
     building = folder.with_name(f"{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)  # left by a builder that was killed; the lock is ours
     about: dict[str, Any] = {"format": FORMAT, "source": _describe(config), "seq_len": seq_len, "held_out": config.held_out, "parts": {}}
-    kept: list[tuple[float, Document]] = []
+    held_out: Counter[str] = Counter()
     for i, (where, source, _) in enumerate(config.sources()):
+        kept: list[tuple[float, Document]] = []
         side = _Side(building / f"train-{i}", source_files(source, where), tokenizer, seq_len)
         about["parts"][where] = side.write(_training(read_documents(source, where), ranks[i], limit, kept))
-    kept.sort(key=lambda entry: entry[0])
-    about[HELD_OUT] = _Side(building / HELD_OUT, [], tokenizer, seq_len).write(document for _, document in kept)
+        kept.sort(key=lambda entry: entry[0])
+        held_out.update(_Side(building / f"{HELD_OUT}-{i}", [], tokenizer, seq_len).write(document for _, document in kept))
+    about[HELD_OUT] = dict(held_out)
     (building / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if packed_key(config, tokenizer, seq_len) != key:
         raise ConfigError(f"{_describe(config)}: it was changed while it was read; start again when nobody writes to it")
@@ -139,7 +144,7 @@ def _training(documents: Iterable[Document], ranks: "array[float]", limit: float
 
 
 class _Side:
-    """The rows of one source's training documents, or of all that is held out."""
+    """The rows of one source's training documents, or of those that are held out."""
 
     def __init__(self, folder: Path, files: list[Path], tokenizer: Tokenizer, seq_len: int) -> None:
         self._numbers = {file: i for i, file in enumerate(files)}

@@ -184,7 +184,10 @@ class RunRecord:
         self._set(checkpoint=event["step"])
 
     def _on_evaluation(self, event: Mapping[str, Any]) -> None:
-        self._set(**{"held_out_before" if event["when"] == "before" else "held_out_after": event["loss"]})
+        if event["when"] == "before":
+            self._set(held_out_before=event["loss"])
+        else:
+            self._set(held_out_after=event["loss"], held_out_parts=event.get("parts", {}))
 
     def _on_finished(self, event: Mapping[str, Any]) -> None:
         self._set(step=event["step"], **({"loss": event["loss"]} if event.get("loss") is not None else {}))

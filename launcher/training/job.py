@@ -27,6 +27,7 @@ from launcher.models.interface import Params
 from launcher.runs import SAMPLES, RunDirectory
 from launcher.training.checkpoint import FOLDER, Checkpoints
 from launcher.training.export import export_adapters, export_model
+from launcher.training.held_out import measure
 from launcher.training.history import history_of
 from launcher.training.loading import load_params
 from launcher.training.loop import Loop, NonFinite, Preempted
@@ -123,7 +124,7 @@ class TrainingJob:
         samples = self.config.trainer.samples
         sampler = Sampler(blueprint, tokenizer, samples) if samples.prompts else None
         self._phase("restoring")
-        checkpoints = self._open.enter_context(contextlib.closing(self._checkpoints(data)))
+        checkpoints = self._open.enter_context(contextlib.closing(self._checkpoints(data, weights)))
         state = checkpoints.restore(blueprint.abstract)
         if state is None or blueprint.frozen:
             self._phase("initializing")
@@ -203,10 +204,10 @@ class TrainingJob:
         self.reporter.emit("data", parts=data.about["parts"], held_out=data.about["held_out"])
         return data
 
-    def _checkpoints(self, data: PackedData) -> Checkpoints:
+    def _checkpoints(self, data: PackedData, weights: ModelFolder | None) -> Checkpoints:
         trainer = self.config.trainer
         retention = Retention(trainer.keep_checkpoints, trainer.keep_every)
-        meaning = meaning_of(self.config, data.key)
+        meaning = meaning_of(self.config, data.key, weights.fingerprint if weights else None)
         return Checkpoints(self.checkpoints, retention, self.reporter, meaning=meaning, allow=self.allow, may_publish=self.may_publish)
 
     def _tracker(self) -> Tracker | None:
@@ -231,17 +232,20 @@ class TrainingJob:
         """Mean held-out loss, nats per learned token."""
         self._phase("evaluating")
         ready, trainer = self._prepared(), self.config.trainer
-        batches = EvalBatches(ready.data.held_out, trainer.batch_size, trainer.eval_batches)
-        total = count = 0.0
-        for k in range(batches.count):
-            sums = ready.steps.evaluate(ready.state.params, put_batch(batches, k, ready.layout))
-            total, count = total + float(sums[0]), count + float(sums[1])
-        loss = total / max(count, 1.0)
+
+        def sums_of(batches: EvalBatches) -> tuple[float, float]:
+            total = count = 0.0
+            for k in range(batches.count):
+                sums = ready.steps.evaluate(ready.state.params, put_batch(batches, k, ready.layout))
+                total, count = total + float(sums[0]), count + float(sums[1])
+            return total, count
+
+        loss, parts = measure(ready.data, trainer.batch_size, trainer.eval_batches, sums_of)
         if not math.isfinite(loss):
             raise NonFinite(f"the held-out loss is {loss} at step {step}; lower trainer.lr, then start again")
-        self.reporter.emit("evaluation", when=when, step=step, loss=loss)
+        self.reporter.emit("evaluation", when=when, step=step, loss=loss, parts=parts)
         if ready.metrics:
-            ready.metrics.evaluation(step, loss)
+            ready.metrics.evaluation(step, loss, parts)
         return loss
 
     def _write_samples(self, when: str, step: int) -> None:

@@ -1,6 +1,7 @@
 """The record of a run: metrics.jsonl and TensorBoard files, written by process 0."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -50,15 +51,20 @@ class MetricsWriter:
         if self._tracker is not None:
             self._tracker.log(record.step, {f"train/{name}": value for name, value in values.items()})
 
-    def evaluation(self, step: int, loss: float) -> None:
-        """`loss`: mean nats per learned token of the held-out batches, after `step` steps. Its row has no other measurement."""
+    def evaluation(self, step: int, loss: float, parts: Mapping[str, float]) -> None:
+        """`loss`: mean nats per learned token of the held-out batches, after `step` steps; `parts`: the same of each part of a mixture, by
+        name. Its row has no other measurement.
+        """
         values = {"held_out_loss": loss, "held_out_perplexity": perplexity(loss)}
-        self._rows.write({"step": step, "attempt": self._attempt, "time": time.time(), **values})
-        for name, value in values.items():
-            self._board.add_scalar(name.replace("_out_", "_out/"), value, step)
+        by_part = {"held_out_parts": dict(parts)} if parts else {}
+        self._rows.write({"step": step, "attempt": self._attempt, "time": time.time(), **values, **by_part})
+        shown = {name.replace("_out_", "_out/"): value for name, value in values.items()}
+        shown |= {f"held_out_parts/{name}": value for name, value in parts.items()}
+        for name, value in shown.items():
+            self._board.add_scalar(name, value, step)
         self._board.flush()
         if self._tracker is not None:
-            self._tracker.log(step, {name.replace("_out_", "_out/"): value for name, value in values.items()})
+            self._tracker.log(step, shown)
 
     def close(self) -> None:
         self._rows.close()

@@ -7,7 +7,7 @@
     checkpoint            {step, blocking_s, write_s}   committed, with its manifest; seconds that training stood still, seconds in all
     checkpoint_set_aside  {step, reason}
     restored              {step}
-    evaluation            {when: before | during | after, step, loss}
+    evaluation            {when: before | during | after, step, loss, parts}   parts: loss by name, of a mixture's parts
     samples               {when: before | after, step, samples: [{prompt, text, tokens}]}
     profile, profile_failed                     launcher/training/profiling.py
     wandb_failed          {error}       launcher/training/tracking.py

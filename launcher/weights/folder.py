@@ -38,6 +38,8 @@ class ModelFolder:
         self.bytes_read = 0
         self._lock = threading.Lock()
         self._client, self._root, self._errors = _client(self.url, endpoint)
+        # fsspec's other clients read what is asked for; that of the hub would read five megabytes further each time
+        self._reading = {"cache_type": "none"} if self.url.startswith("hf://") else {}
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
@@ -64,7 +66,7 @@ class ModelFolder:
     def read(self, file: str, start: int | None = None, stop: int | None = None) -> bytes:
         """All of a file, or these bytes of it."""
         with self._explained(file):
-            content = bytes(self._client.cat_file(f"{self._root}/{file}", start=start, end=stop))
+            content = bytes(self._client.cat_file(f"{self._root}/{file}", start=start, end=stop, **self._reading))
         with self._lock:
             self.bytes_read += len(content)
         return content
@@ -122,6 +124,11 @@ class ModelFolder:
         try:
             yield
         except FileNotFoundError as error:
+            if error.__cause__ is not None and self.url.startswith("hf://"):  # not the file is missing, but where it should be
+                advice = _advice(self.url, error.__cause__)
+                raise WeightsError(
+                    f"model.weights {self.url}: the hub shows no such model or revision; correct the name{advice}"
+                ) from error
             raise WeightsError(
                 f"model.weights {self.url}: there is no {file}; give a folder with {CONFIG}, *.safetensors and a tokenizer"
             ) from error
@@ -165,10 +172,10 @@ def _hub(url: str) -> tuple[Any, str, tuple[type[Exception], ...]]:
     return client, url.removeprefix("hf://"), errors
 
 
-def _advice(url: str, error: Exception) -> str:
+def _advice(url: str, error: BaseException) -> str:
     if not url.startswith("hf://"):
         return ""
     if not os.environ.get("HF_TOKEN"):
-        return "; gated models need HF_TOKEN in .env or the environment"
+        return "; gated and private models need HF_TOKEN in .env or the environment"
     status = getattr(getattr(error, "response", None), "status_code", None)
     return "; accept the model's licence on the hub, or give another HF_TOKEN" if status in (401, 403) else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,7 +21,7 @@ from launcher.training.checkpoint import CheckpointError
 from launcher.training.job import NonFinite, TrainingJob, TrainingResult
 from launcher.training.manifest import verify
 from launcher.training.storage import LocalStorage
-from tests.integration.training_gang import Gang, evaluations, metrics, write_config
+from tests.integration.training_gang import ROOT, Gang, evaluations, metrics, write_config
 
 
 class Recorder:
@@ -120,10 +121,22 @@ def test_evaluation_every_so_many_steps_is_recorded_and_changes_nothing(finished
     assert [(event["when"], event["step"]) for event in recorder.named("evaluation")] == [("after", 9)]
 
 
-def test_a_small_learning_rate_still_lowers_the_held_out_loss(tmp_path: Path) -> None:
-    result, _ = train(write_config(tmp_path / "run", lr=1e-5, steps=12))
+def test_a_small_learning_rate_still_lowers_the_held_out_loss_of_each_part_of_a_mixture(tmp_path: Path) -> None:
+    run = write_config(tmp_path / "run", lr=1e-5, steps=12)
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    parts = {name: {"source": "text", "path": str(ROOT / name)} for name in ("launcher", "cluster")}
+    (run / "config.yaml").write_text(yaml.safe_dump(values | {"data": {"source": "mixture", "parts": parts, "held_out": 0.1}}))
+    result, recorder = train(run)
     assert result.held_out_before is not None
     assert result.held_out_after < result.held_out_before
+    before, after = recorder.named("evaluation")
+    assert set(before["parts"]) == {"launcher", "cluster"}
+    for name, loss in before["parts"].items():
+        assert after["parts"][name] < loss
+        assert min(before["parts"].values()) < before["loss"] < max(before["parts"].values())
+    assert [row["held_out_parts"] for row in evaluations(run)] == [before["parts"], after["parts"]]
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [scalar.step for scalar in board.Scalars("held_out_parts/cluster")] == [0, 12]
 
 
 def test_keep_checkpoints_is_kept(tmp_path: Path) -> None:
@@ -209,7 +222,7 @@ def test_cleanup_may_be_called_at_any_time_and_twice(tmp_path: Path) -> None:
         job.execute()
 
 
-@pytest.mark.parametrize("mesh", [{}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 8}, {"fsdp": 2, "sequence": 2, "tensor": 2}])
 def test_eight_devices_learn_what_one_learns(finished: Path, cache: Path, tmp_path: Path, mesh: dict[str, int]) -> None:
     run = write_config(tmp_path / "run", mesh=mesh)
     with Gang(run, cache, processes=1, devices=8) as gang:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from cluster.errors import ConfigError
 from launcher.config import TrainingConfig
@@ -165,6 +166,20 @@ def test_a_run_whose_weights_are_of_another_variant_is_refused_before_it_begins(
     with pytest.raises(folder_module.WeightsError, match=r"its config.json says layers 6 where gemma3-270m has 18; d_model 192 where"):
         TrainingJob(TrainingConfig.from_dict(values), run, recorder).run()
     assert [event["phase"] for event in recorder.named("phase")] == ["data"]
+
+
+def test_a_resume_with_other_weights_at_the_same_path_is_refused(base: tuple[Path, float], tmp_path: Path) -> None:
+    folder = shutil.copytree(base[0], tmp_path / "weights")
+    run = configured(tmp_path / "run", str(folder), steps=1)
+
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values.pop("cluster")
+    TrainingJob(TrainingConfig.from_dict(values), run).run()
+    others = {name: weight * np.float32(1.01) for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(others, folder / "model.safetensors")
+    changed = r"checkpoint 1 was .* the content of model.weights \(digest \w{8} to \w{8}\);.*run.allow=\[model\]"
+    with pytest.raises(ConfigError, match=changed):
+        TrainingJob(TrainingConfig.from_dict(values), run, attempt=1).run()
 
 
 @pytest.mark.parametrize("source", ["gemma2"], indirect=True)

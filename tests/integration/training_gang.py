@@ -48,6 +48,24 @@ def _rows(run_dir: Path) -> list[Event]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def gang_environment(cache: Path, processes: int, devices: int) -> dict[str, str]:
+    """What every process of a gang gets; each its PODLAUNCH_PROCESS_ID besides. `devices` is their total, split evenly."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
+        "PODLAUNCH_CACHE_DIR": str(cache / "data"),
+        "PODLAUNCH_COMPILATION_CACHE": str(cache / "xla"),
+        "PODLAUNCH_COORDINATOR": f"127.0.0.1:{port}",
+        "PODLAUNCH_NUM_PROCESSES": str(processes),
+        "PODLAUNCH_PARENT_PID": str(os.getpid()),
+        "PYTHONWARNINGS": "error",
+    }
+
+
 class Gang:
     """The processes of one attempt. `devices` is their total, split evenly."""
 
@@ -55,25 +73,8 @@ class Gang:
         self.events: list[list[Event]] = [[] for _ in range(processes)]
         self._threads: list[threading.Thread] = []
         self._pipes: list[int] = []
-        base = self._environment(cache, processes, devices)
+        base = gang_environment(cache, processes, devices)
         self.processes = [self._start(run_dir, base, index, attempt) for index in range(processes)]
-
-    @staticmethod
-    def _environment(cache: Path, processes: int, devices: int) -> dict[str, str]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        return {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
-            "PODLAUNCH_CACHE_DIR": str(cache / "data"),
-            "PODLAUNCH_COMPILATION_CACHE": str(cache / "xla"),
-            "PODLAUNCH_COORDINATOR": f"127.0.0.1:{port}",
-            "PODLAUNCH_NUM_PROCESSES": str(processes),
-            "PODLAUNCH_PARENT_PID": str(os.getpid()),
-            "PYTHONWARNINGS": "error",
-        }
 
     def _start(self, run_dir: Path, base: dict[str, str], index: int, attempt: int) -> "subprocess.Popen[bytes]":
         read, write = os.pipe()

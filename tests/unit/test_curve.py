@@ -13,13 +13,15 @@ from launcher.curve import check_same_curve, meaning_of
 BASE: dict[str, Any] = {"model": {"variant": "gemma3-nano"}, "data": {"source": "text", "path": "/a"}, "trainer": {}}
 
 
-def meaning(key: str | None = "a" * 32, **groups: dict[str, Any]) -> dict[str, Any]:
+def meaning(key: str | None = "a" * 32, weights: str | None = "c" * 64, **groups: dict[str, Any]) -> dict[str, Any]:
     values = {name: {**BASE[name], **groups.get(name, {})} for name in BASE}
-    return meaning_of(TrainingConfig.from_dict(values), key)
+    return meaning_of(TrainingConfig.from_dict(values), key, weights)
 
 
 CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("model", {"model": {"variant": "gemma3-270m"}}, "model.variant from gemma3-nano to gemma3-270m"),
+    ("model", {"model": {"weights": "/b"}}, "model.weights from None to /b"),
+    ("model", {"weights": "d" * 64}, "the content of model.weights (digest cccccccc to dddddddd)"),
     ("data", {"data": {"held_out": 0.1}}, "data.held_out from 0.02 to 0.1"),
     ("data", {"data": {"max_bytes": 5}}, "data.max_bytes from None to 5"),
     ("data", {"data": {"source": "jsonl"}}, "data.source from text to jsonl"),
@@ -69,8 +71,15 @@ def test_a_default_learning_rate_written_out_is_no_change() -> None:
     check_same_curve(meaning(), meaning(trainer={"lr": rate}), [], "the run")
 
 
-def test_before_the_data_is_at_hand_its_content_is_not_compared() -> None:
-    check_same_curve(meaning(key=None), meaning(), [], "the run")
+def test_before_data_and_weights_are_at_hand_their_content_is_not_compared() -> None:
+    check_same_curve(meaning(key=None, weights=None), meaning(), [], "the run")
+
+
+def test_weights_may_lie_elsewhere_and_their_content_decides() -> None:
+    before, moved = (meaning(model={"weights": path}) for path in ("/a", "gs://b/c"))
+    check_same_curve(before, moved, [], "the run")
+    with pytest.raises(ConfigError, match=r"the content of model.weights \(digest c+ to d+\)"):
+        check_same_curve(before, meaning(model={"weights": "/a"}, weights="d" * 64), [], "the run")
 
 
 def test_another_shape_under_the_same_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_processes_that_ask_at_once_get_the_same_cache(tmp_path: Path) -> None:
 def test_held_out_documents_are_never_trained_on(tmp_path: Path) -> None:
     data = open_packed(text_config(tmp_path), TOKENIZER, 64, tmp_path / "cache")
     sides = []
-    for side in (data.train[0].rows, data.held_out):
+    for side in (data.train[0].rows, *data.held_out):
         text = TOKENIZER.decode(np.concatenate([row[row >= 4] for row in np.asarray(side.tokens, np.int32)]))
         sides.append({line for line in text.splitlines() if line.startswith("line ") and line.endswith(" text")})
     assert sides[0]

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from cluster.errors import ConfigError
 from launcher.code import pack_data, sent_paths, unpack
 from launcher.compose import compose_config, load
-from launcher.data.batches import CYCLE, TrainBatches, shares_of
-from launcher.data.cache import Part, open_packed
+from launcher.data.batches import CYCLE, EvalBatches, TrainBatches, shares_of
+from launcher.data.cache import PackedData, Part, open_packed
 from launcher.data.config import DataConfig, PartConfig
 from launcher.data.packed import PackedSet
 from launcher.data.sources import read_documents
 from launcher.data.tokenizer import ByteTokenizer
+from launcher.training.held_out import HeldOut, measure
 from tests.unit.tokenizer_files import tokenizer_json
 
 TOKENIZER = ByteTokenizer()
@@ -52,21 +53,68 @@ def words(packed: PackedSet) -> set[str]:
 def test_what_is_held_out_of_one_part_is_trained_on_in_none(tmp_path: Path) -> None:
     data = open_packed(mixture(tmp_path), TOKENIZER, 64, tmp_path / "cache")
     trained = set.union(*(words(part.rows) for part in data.train))
-    held_out = words(data.held_out)
+    held_out = set.union(*map(words, data.held_out))
     assert len(trained | held_out) == 500
     assert 20 < len(held_out) < 80
     assert not trained & held_out
     twice = {f"question {i}? answer {i}" for i in range(200, 300)}
     assert twice & held_out
     assert (twice & trained) <= words(data.train[0].rows) & words(data.train[1].rows)
+    assert (twice & held_out) == words(data.held_out[0]) & words(data.held_out[1])
+    assert data.about["held_out"]["documents"] == len(words(data.held_out[0])) + len(words(data.held_out[1]))
 
 
-def test_held_out_documents_of_all_parts_are_mixed(tmp_path: Path) -> None:
-    data = open_packed(mixture(tmp_path), TOKENIZER, 64, tmp_path / "cache")
-    half = PackedSet(*(getattr(data.held_out, name)[: data.held_out.rows // 2] for name in ("tokens", "segments", "learned")))
+def test_what_is_held_out_of_a_part_is_in_no_order_of_the_file(tmp_path: Path) -> None:
+    mine = open_packed(mixture(tmp_path), TOKENIZER, 64, tmp_path / "cache").held_out[0]
+    half = PackedSet(*(getattr(mine, name)[: mine.rows // 2] for name in ("tokens", "segments", "learned")))
     numbers = {int(line.split()[-1]) for line in words(half)}
-    assert any(number < 200 for number in numbers)
-    assert any(number >= 300 for number in numbers)
+    assert any(number < 100 for number in numbers)
+    assert any(number >= 200 for number in numbers)
+
+
+def packed(rows: int) -> PackedSet:
+    return part(rows, 1).rows
+
+
+def measured(tmp_path: Path, parts: dict[str, int], limit: int) -> tuple[HeldOut, list[int]]:
+    """With 2 nats for each token of the first part, 3 of the second and so on; how many batches of each were asked for."""
+    asked = []
+
+    def sums_of(batches: EvalBatches) -> tuple[float, float]:
+        asked.append(batches.count)
+        count = sum(float(batches.rows(k, 0, 4).weights.sum()) for k in range(batches.count))
+        return count * (2 + len(asked) - 1), count
+
+    train = tuple(Part(f"data.parts.{name}", packed(1), 1.0, (), "line") for name in parts)
+    data = PackedData("", tmp_path, train, tuple(map(packed, parts.values())), {})
+    return measure(data, 4, limit, sums_of), asked
+
+
+def test_the_held_out_loss_is_told_of_each_part_and_of_all_together(tmp_path: Path) -> None:
+    found, asked = measured(tmp_path, {"mine": 10, "code": 30}, 100)
+    assert found.parts == {"mine": 2.0, "code": 3.0}
+    assert found.loss == pytest.approx(2 * 0.25 + 3 * 0.75)
+    assert asked == [3, 8]
+
+
+def test_fewer_batches_are_shared_out_and_change_no_weight_of_a_part(tmp_path: Path) -> None:
+    found, asked = measured(tmp_path, {"mine": 400, "code": 1200, "few": 3}, 8)
+    assert asked == [1, 5, 1]
+    assert found.loss == pytest.approx((2 * 400 + 3 * 1200 + 4 * 3) / 1603)
+
+
+def test_a_part_of_which_nothing_is_held_out_has_no_loss(tmp_path: Path) -> None:
+    found, asked = measured(tmp_path, {"mine": 8, "code": 0}, 8)
+    assert (found.parts, found.loss, asked) == ({"mine": 2.0}, 2.0, [2])
+    assert measured(tmp_path, {"alone": 8}, 8)[0] == HeldOut(2.0, {})
+
+
+def test_a_part_without_held_out_documents_is_packed_all_the_same(tmp_path: Path) -> None:
+    ranked = sorted(range(100), key=lambda i: _rank(tmp_path, i))
+    last = PartConfig("jsonl", path=write_pairs(tmp_path / "last.jsonl", ranked[-1], ranked[-1] + 1))
+    all_of_them = PartConfig("jsonl", path=write_pairs(tmp_path / "all.jsonl", 0, 100))
+    data = open_packed(DataConfig("mixture", parts={"all": all_of_them, "last": last}), TOKENIZER, 64, tmp_path / "cache")
+    assert [side.rows > 0 for side in data.held_out] == [True, False]
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=5))

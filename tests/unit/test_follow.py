@@ -13,6 +13,7 @@ from launcher.runs import FirstFailure, Recoveries, RunDirectory, RunState, RunS
 
 Action = Callable[[], None]
 WRITTEN = {"before": "xx", "after": "x):\n    return 1"}
+PARTS = {"mine": 2.0, "code": 3.0}
 SAMPLE_ROWS = "".join(json.dumps({"when": when, "step": 0, "prompt": "def f(", "text": text}) + "\n" for when, text in WRITTEN.items())
 COUNTS = {"documents": 1200, "tokens": 34567, "rows": 99, "cut": 3}
 
@@ -61,7 +62,7 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
         metric(run, 5, 2.25),
         lambda: run.append_event({"time": 140.0, "event": "checkpoint", "step": 5}),
         lambda: write_text(run.path / "samples.jsonl", SAMPLE_ROWS),
-        lambda: run.append_event({"time": 141.0, "event": "evaluation", "when": "during", "step": 5, "loss": 2.5}),
+        lambda: run.append_event({"time": 141.0, "event": "evaluation", "when": "during", "step": 5, "loss": 2.5, "parts": PARTS}),
         lambda: run.write_status(
             status(
                 RunState.SUCCEEDED,
@@ -74,6 +75,7 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
                 costs={"training": 5.0, "compiling": 1.0},
                 held_out_before=5.0,
                 held_out_after=3.0,
+                held_out_parts=PARTS,
                 recoveries=Recoveries(infrastructure=1),
             )
         ),
@@ -86,10 +88,11 @@ def test_plain_lines_tell_of_phases_steps_and_events(run: RunDirectory) -> None:
         "6 documents are longer than trainer.seq_len and are cut",
         "00:30  step 5/10  loss 2.2500  1,234 tokens/s",
         "00:40  checkpoint of step 5",
-        "00:41  held-out loss after step 5: 2.5000 nat a token, perplexity 12.18",
+        "00:41  held-out loss after step 5: 2.5000 nat a token, perplexity 12.18; mine 2.0000, code 3.0000",
         "result      SUCCEEDED after 01:05",
         "training    step 10 of 10, loss 2.0000",
         "held out    5.0000 nat a token before, 3.0000 after; perplexity 148.4 and 20.09",
+        "  of parts  mine 2.0000, code 3.0000",
         'sample      "def f("',
         '  before    "xx"',
         '  after     "x):\\n    return 1"',
