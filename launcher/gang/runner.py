@@ -11,6 +11,7 @@ checkpoint and end at the next step: by SIGTERM, and by a byte in a pipe, which 
 (launcher/training/script.py). A process that was asked and ends with exit code 0 has stopped (143), unless it said that it was done.
 """
 
+import codecs
 import contextlib
 import json
 import logging
@@ -306,12 +307,13 @@ class Runner:
         arguments = [str(self._place.folder), "--attempt", str(attempt), "--run", self._url, "--checkpoints", self._place.checkpoints]
         own = {"PODLAUNCH_ATTEMPT": str(attempt), **_read_secrets(secrets), **environment}
         self.renew()
-        shown = _open_at_end(self._place.folder / log)
-        self._child = self._from_spare(arguments, own, self._place.folder / log) or Child(
-            [*_CHILD, *arguments], {**self._static, **own}, self._place.folder / log, self._events, self._place
+        written = self._place.folder / log
+        before = _size(written)
+        self._child = self._from_spare(arguments, own, written) or Child(
+            [*_CHILD, *arguments], {**self._static, **own}, written, self._events, self._place
         )
         threading.Thread(target=self._watch_supervisor, args=(self._child,), name="lease", daemon=True).start()
-        threading.Thread(target=echo, args=(self._child.wait, shown, sys.stdout), name="echo", daemon=True).start()
+        threading.Thread(target=echo, args=(self._child.wait, written, before, sys.stdout), name="echo", daemon=True).start()
         self._spare_at = math.inf
         self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
 
@@ -441,28 +443,30 @@ class Runner:
         self.terminate()
 
 
-def echo(wait: Callable[[float], bool], log: TextIO, output: TextIO) -> None:
+def echo(wait: Callable[[float], bool], log: Path, begin: int, output: TextIO) -> None:
     """What a training process writes, once more among the logs that Ray's dashboard shows of this actor. `wait`: whether the process has
-    ended within so many seconds. Closes `log`.
+    ended within so many seconds. `begin`: the length of `log` before it began.
     """
-    with log:
-        ended = False
-        while not ended:
-            ended = wait(ECHO_S)
-            try:
-                output.write(log.read())
-                output.flush()
-            except OSError as error:  # such as a full disk: the log itself is what counts
-                logger.warning("the log is not repeated here: %s", error)
-                return
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    ended = False
+    while not ended:
+        ended = wait(ECHO_S)
+        try:
+            with log.open("rb") as file:
+                file.seek(begin)
+                new = file.read()
+            output.write(decode(new))
+            output.flush()
+        except FileNotFoundError:
+            continue  # a spare makes it when it has its orders
+        except OSError as error:  # such as a full disk: the log itself is what counts
+            logger.warning("the log is not repeated here: %s", error)
+            return
+        begin += len(new)
 
 
-def _open_at_end(log: Path) -> TextIO:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.touch()
-    file = log.open(encoding="utf-8", errors="replace")
-    file.seek(0, os.SEEK_END)
-    return file
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _read_secrets(place: str | None) -> dict[str, str]:
