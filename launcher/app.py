@@ -123,6 +123,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     attempt, job = claimed
     run.create(config)
     run.clear_stop_request()
+    run.clear_profile_request()
     run.write_code(code)
     now = time.time()
     fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=now, attempt=attempt, job=job)

@@ -66,11 +66,11 @@ class Roofline:
 
 def estimate_time(step: StepShape, kind: AcceleratorType, usd_per_hour: float | None = None) -> Roofline:
     """The roofline of `step` on slices of `kind` that cost `usd_per_hour` together."""
-    flops_per_token = step.variant.flops_per_token(step.config.trainer.seq_len)
     chip_tokens = step.global_tokens / step.chips
-    model = flops_per_token * chip_tokens
+    model = step.config.flops_per_token * chip_tokens
     head = 2.0 * step.variant.vocab * step.variant.d_model * chip_tokens
-    again = {"none": 0.0, "dots": 0.0, "full": (model - 3 * head) / 3}[step.config.remat] + head
+    forward = step.variant.flops_per_token(step.config.trainer.seq_len) * chip_tokens / 3
+    again = {"none": 0.0, "dots": 0.0, "full": forward - head}[step.config.remat] + head
     hbm, ici, dcn = _hbm_bytes(step), _ici_bytes(step), _dcn_bytes(step)
     dcn_rate = kind.dcn_gb_per_s
     return Roofline(
@@ -101,32 +101,43 @@ def _wrap(kind: AcceleratorType) -> float:
 
 def _hbm_bytes(step: StepShape) -> float:
     """Weights where they are used and in the optimizer, activations of every layer written and read, and the logits."""
-    v, tensor = step.variant, step.mesh.shape["tensor"]
-    held = sum(weight.held for weight in step.weights)
+    v, tensor, parts = step.variant, step.mesh.shape["tensor"], step.config.trainer.accumulate
     used = sum(weight.used * max(1, weight.layers) for weight in step.weights)
+    trained = [weight for weight in step.weights if weight.trained]
     passes = 4 if step.config.remat == "full" else 3
     per_token = 8 * v.d_model + 6 * v.d_ff / tensor + 4 * (step.heads + step.kv_heads) * v.head_dim
     activations = v.layers * step.tokens * per_token * step.element * passes
     logits = 6.0 * step.tokens * v.vocab / tensor * 4
-    optimizer = held * MASTER * 8  # read the gradient twice, weights and moments; write these
-    return used * step.element * passes + activations + logits + optimizer
+    # The gradient of the head is read and written at every chunk of the loss
+    head = sum(weight.held for weight in trained if not weight.layers) * 2 * MASTER * step.length / step.chunk
+    optimizer = sum(weight.held for weight in trained) * MASTER * 8  # read the gradient twice, weights and moments; write these
+    return parts * (used * step.element * passes + activations + logits + head) + optimizer
 
 
 def _ici_bytes(step: StepShape) -> float:
-    """That a chip takes in: gathers of weights, sums of gradients and activations, keys and values of a split sequence."""
-    v, mesh = step.variant, step.mesh.shape
+    """That a chip takes in: gathers of weights, sums of gradients and activations, hidden states where the vocabulary is split, keys and
+    values of a split sequence.
+    """
+    v, mesh, parts = step.variant, step.mesh.shape, step.config.trainer.accumulate
     data, fsdp, tensor, sequence = (mesh[axis] for axis in ("data", "fsdp", "tensor", "sequence"))
-    used = sum(weight.used * max(1, weight.layers) for weight in step.weights if weight.gathered > 1)
-    held = sum(weight.held for weight in step.weights)
+    gathered = [weight for weight in step.weights if weight.gathered > 1]
+    used = sum(weight.used * max(1, weight.layers) for weight in gathered)
     gathers = 2 * used * step.element * (fsdp - 1) / fsdp
-    scattered = used * MASTER * (fsdp - 1) / fsdp
-    summed = 2 * held * MASTER * (data * sequence - 1) / (data * sequence)
+    scattered = sum(weight.used * max(1, weight.layers) for weight in gathered if weight.trained) * MASTER * (fsdp - 1) / fsdp
+    summed = 2 * _trained(step) * (data * sequence - 1) / (data * sequence)
     passes = 3 if step.config.remat == "full" else 2
-    layer_sums = 2 * passes * 2 * step.tokens * v.d_model * step.element * (tensor - 1) / tensor
+    hidden = step.tokens * v.d_model * step.element
+    layer_sums = 2 * passes * 2 * hidden * (tensor - 1) / tensor
     keys = 2 * step.tokens * sequence * step.kv_heads * v.head_dim * step.element * passes * (sequence - 1) / sequence
-    return gathers + scattered + summed + v.layers * (layer_sums + keys)
+    words = 5 * hidden * (fsdp - 1) + 2 * hidden * (tensor - 1) / tensor  # rows and losses, forwards and backwards
+    return parts * (gathers + scattered + words + v.layers * (layer_sums + keys)) + summed
 
 
 def _dcn_bytes(step: StepShape) -> float:
     slices = step.mesh.shape["slice"]
-    return 2 * sum(weight.held for weight in step.weights) * MASTER * (slices - 1) / slices
+    return 2 * _trained(step) * (slices - 1) / slices
+
+
+def _trained(step: StepShape) -> float:
+    """Bytes of the gradients on one chip."""
+    return sum(weight.held for weight in step.weights if weight.trained) * MASTER

@@ -10,9 +10,7 @@ from launcher.estimate.roofline import Roofline, estimate_time
 from launcher.estimate.step import StepShape
 
 ERROR = 0.15
-"""How far off the estimate of memory is taken to be; of gemma3-270m's step on v6e-8 (fsdp 8, 32 x 2,048 tokens, full remat) it is 11 %
-below the compiler's 2.42 GiB a chip.
-"""
+"""How far off the estimate of memory is taken to be (docs/check-before-you-pay.md has what it was held against)."""
 
 
 @dataclass(frozen=True)

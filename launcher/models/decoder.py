@@ -19,7 +19,7 @@ from launcher.models.interface import BuildOptions
 from launcher.models.lora import LoraOptions
 from launcher.models.variants import Variant
 
-EMBED_AXES = ("vocab", "embed")
+EMBED_AXES = ("vocab", None)
 Sizes = dict[str, int]
 """Logical name of an axis -> its size, in order."""
 Keys = tuple[jax.Array | None, ...]
@@ -210,7 +210,7 @@ class Transformer(nnx.Module):
 
     def _embedded(self, tokens: jax.Array) -> jax.Array:
         v, options = self.variant, self.options
-        x = self.embed[...][tokens].astype(options.dtype) * jnp.asarray(v.d_model**0.5, options.dtype)
+        x = options.vocabulary.lookup(self.embed[...], tokens, options.dtype) * jnp.asarray(v.d_model**0.5, options.dtype)
         return options.constrain(x, ("batch", "length", None))
 
     @property

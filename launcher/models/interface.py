@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from launcher.models.attention import Attention, KVCache, dense_attention
 from launcher.models.lora import LoraOptions
+from launcher.models.vocabulary import WHOLE, Vocabulary
 
 Axes = tuple[str | None, ...]
 Params = dict[str, Any]
@@ -32,6 +33,7 @@ class BuildOptions:
     constrain: Callable[[jax.Array, Axes], jax.Array] = unconstrained
     """Pins an activation to the mesh by the logical names of its axes."""
     attention: Attention = dense_attention
+    vocabulary: Vocabulary = WHOLE
     lora: LoraOptions | None = None
 
 

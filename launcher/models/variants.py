@@ -72,7 +72,8 @@ class Variant:
         """Raises ConfigError when weights cannot be split this many ways."""
         for axis, ways, sizes in (
             ("fsdp", fsdp, {"d_model": self.d_model}),
-            ("tensor", tensor, {"heads": self.heads, "d_ff": self.d_ff, "vocab": self.vocab}),
+            ("tensor", tensor, {"heads": self.heads, "d_ff": self.d_ff}),
+            ("fsdp x tensor", fsdp * tensor, {"vocab": self.vocab}),
         ):
             for name, size in sizes.items():
                 if size % ways:

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
-from launcher.models.chunks import chunk_length
 from launcher.models.interface import Params
-from launcher.models.loss import cross_entropy
 from launcher.training.state import Blueprint
 
 _REPLICAS = ("slice", "data")
@@ -41,13 +39,9 @@ def loss_and_gradients(
 
 def loss_sums(blueprint: Blueprint, params: Params, frozen: Params, batch: DeviceBatch, dropout_key: jax.Array | None = None) -> Sums:
     """Of the batch, or of one device's part of it."""
-    config, mesh = blueprint.config, blueprint.layout.mesh.shape
-    model = blueprint.model(params, frozen)
+    model, vocabulary = blueprint.model(params, frozen), blueprint.layout.vocabulary
     hidden = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key)
-    rows = config.trainer.batch_size // blueprint.layout.batch_shards
-    parts, vocab = mesh["sequence"], config.model.shape.vocab
-    chunk = chunk_length(rows, config.trainer.seq_len // parts, vocab // mesh["tensor"])
-    return cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], chunk, model.final_soft_cap, parts)
+    return vocabulary.cross_entropy(hidden, model.head(), batch["targets"], batch["weights"], model.final_soft_cap)
 
 
 def _summed(blueprint: Blueprint, params: Params, frozen: Params, batch: DeviceBatch, dropout_key: jax.Array | None) -> tuple[Sums, Params]:

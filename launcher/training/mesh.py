@@ -15,6 +15,7 @@ from launcher.mesh import MeshConfig
 from launcher.models.attention import Attention
 from launcher.models.fused_attention import attention_for
 from launcher.models.interface import Axes, Decoder, Params
+from launcher.models.vocabulary import WHOLE, SplitVocabulary, Vocabulary
 
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 """The slowest network first: devices next to each other along the last axis are neighbours."""
@@ -22,7 +23,7 @@ BATCH = ("slice", "data", "fsdp")
 LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
     "length": "sequence",
-    "vocab": "tensor",
+    "vocab": ("fsdp", "tensor"),
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",  # often 1, and then whole
@@ -71,6 +72,12 @@ class Layout:
     @property
     def attention(self) -> Attention:
         return attention_for(self.mesh, BATCH, heads="tensor", sequence="sequence")
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        if self.platform == "cpu" and self.data_parallel:  # where a device's part is computed by hand (gradients.py)
+            return WHOLE
+        return SplitVocabulary(self.mesh, BATCH, length="sequence", words=("fsdp", "tensor"))
 
     @property
     def replicated(self) -> NamedSharding:

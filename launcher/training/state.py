@@ -102,6 +102,7 @@ def _build(config: TrainingConfig, layout: Layout, key: jax.Array) -> Decoder:
         remat=config.remat,
         constrain=layout.constrain,
         attention=layout.attention,
+        vocabulary=layout.vocabulary,
         lora=_lora(config),
     )
     return FAMILIES[config.model.family].build(config.model.shape, key, options)

@@ -14,6 +14,7 @@ from launcher.estimate.roofline import estimate_time
 from launcher.estimate.run import check_memory, estimate_of
 from launcher.estimate.step import StepShape
 from launcher.mesh import MeshConfig
+from launcher.models.config import LoraConfig, ModelConfig
 
 
 def training(variant: str = "gemma3-4b", **trainer: Any) -> TrainingConfig:
@@ -38,6 +39,50 @@ def test_weights_and_optimizer_are_split_over_fsdp_and_tensor_and_not_over_data(
         assert part.parameters == pytest.approx(whole.parameters / 16, rel=0.01)
         assert part.optimizer == 2 * part.parameters
     assert whole.parameters == pytest.approx(config.model.shape.parameters * 4, rel=1e-6)
+
+
+def test_of_adapters_alone_there_are_gradients_and_moments_and_the_rest_is_frozen_in_the_compute_type() -> None:
+    full = training(mesh={"fsdp": 16})
+    rank = 16
+    lora = dataclasses.replace(full, model=ModelConfig("gemma3-4b", weights="hf://google/any", lora=LoraConfig(rank=rank)))
+    shape = full.model.shape
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    sides = 2 * (shape.d_model + queries) + 2 * (shape.d_model + keys) + 3 * (shape.d_model + shape.d_ff)
+    trained = shape.layers * rank * sides
+    whole = step(lora, 1, fsdp=1)
+    assert sum(weight.size for weight in whole.weights if weight.trained) == trained
+    assert sum(weight.size for weight in whole.weights if not weight.trained) == shape.parameters
+    estimate = estimate_memory(whole)
+    assert estimate.optimizer == pytest.approx(2 * 4 * trained)
+    assert estimate.parameters == pytest.approx(4 * trained + 2 * shape.parameters, rel=0.01)
+    assert estimate_memory(step(lora, 16, fsdp=16)).total < 0.5 * estimate_memory(step(full, 16, fsdp=16)).total
+    some = dataclasses.replace(lora, model=dataclasses.replace(lora.model, lora=LoraConfig(rank=rank, targets=["q_proj"])))
+    adapters = [weight for weight in step(some, 16, fsdp=8, tensor=2).weights if weight.trained]
+    assert [(weight.size, weight.shards, weight.gathered) for weight in adapters] == [
+        (shape.layers * rank * shape.d_model, 8, 8),
+        (shape.layers * rank * queries, 2, 1),
+    ]
+
+
+def test_an_optimizer_takes_what_it_remembers() -> None:
+    parameters = training().model.shape.parameters
+    taken = {name: estimate_memory(step(training(optimizer=name), 1)).optimizer for name in ("adamw", "sgd", "adafactor")}
+    assert taken["adamw"] == 2 * taken["sgd"] == pytest.approx(8 * parameters)
+    assert taken["adafactor"] < 0.01 * taken["sgd"]
+
+
+def test_parts_of_a_batch_take_less_at_a_time_and_a_second_set_of_gradients() -> None:
+    whole, parts = (estimate_memory(step(training(batch_size=256, accumulate=n), 16, fsdp=16)) for n in (1, 8))
+    assert parts.activations == whole.activations / 8
+    assert parts.batch == whole.batch
+    assert parts.gradients == whole.gradients + whole.parameters
+    assert parts.total < whole.total
+
+
+def test_neither_the_table_nor_its_gradient_is_whole_on_a_chip() -> None:
+    config = training("gemma3-270m")
+    table = next(weight for weight in step(config, 16, fsdp=8, tensor=2).weights if weight.name == "embedding")
+    assert table.used == table.held == config.model.shape.vocab * config.model.shape.d_model / 16
 
 
 def test_every_remat_policy_keeps_less_than_the_one_before_it() -> None:

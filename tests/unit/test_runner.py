@@ -133,23 +133,19 @@ def test_a_child_that_nobody_supervises_any_more_is_ended(tmp_path: Path) -> Non
 
 def test_a_log_is_repeated_to_its_end_and_a_place_that_takes_nothing_stops_that(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text("before\n")
-    file = log.open()
-    file.seek(0, os.SEEK_END)
-    said = iter(["first\n", "last\n"])
+    said = iter([b"", b"before\nfirst \xc3", b"\xa4\n", b"last\n"])
 
     def wait(_: float) -> bool:
         """A process that writes while it lives, and once more as it ends."""
-        text = next(said)
-        with log.open("a") as writing:
-            writing.write(text)
-        return text == "last\n"
+        if text := next(said):
+            with log.open("ab") as writing:
+                writing.write(text)
+        return text == b"last\n"
 
     output = io.StringIO()
-    echo(wait, file, output)
-    assert output.getvalue() == "first\nlast\n"
-    assert file.closed
+    echo(wait, log, len("before\n"), output)
+    assert output.getvalue() == "first ä\nlast\n"
     full = Path("/dev/full").open("w")  # noqa: SIM115  # it cannot even be closed
-    echo(lambda _: False, log.open(), full)
+    echo(lambda _: False, log, 0, full)
     with pytest.raises(OSError, match="No space left"):
         full.close()
