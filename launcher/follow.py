@@ -19,6 +19,8 @@ from launcher.runs import AT_REST, SAMPLES, RunDirectory, RunState, RunStatus
 SAMPLES_SHOWN = 5
 SAMPLE_LENGTH = 200
 """Characters."""
+TABLE_WIDTH = 240
+"""Of a table where there is no terminal, in characters."""
 EXIT_OK = 0
 EXIT_JOB_FAILED = 100
 EXIT_INTERRUPTED = 130
@@ -218,6 +220,12 @@ def _quoted(text: str) -> str:
     """On one line, and no longer than one reads."""
     short = text if len(text) <= SAMPLE_LENGTH else text[:SAMPLE_LENGTH] + "..."
     return json.dumps(short, ensure_ascii=False)
+
+
+def table_console() -> Console:
+    """For tables on stdout. Where that is no terminal their cells are neither cut nor folded, so that other programs can read them."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
 def step_text(status: RunStatus) -> str:

@@ -85,10 +85,9 @@ class Sweep:
         """
         batch: dict[str, Place] = {}
         for point in points:
-            batch.setdefault(point.run_id, Place(point, self._runs.find(point)))
+            if point.run_id not in batch:
+                batch[point.run_id] = self._all.get(point.run_id) or self._find(point)
         places = list(batch.values())
-        for place in places:
-            place.find()
         self._runs.check([place for place in places if place.standing is Standing.WAITING])
         self._tell(places)
         if unfinished := [place for place in places if place.standing is not Standing.ENDED]:
@@ -107,6 +106,11 @@ class Sweep:
             results = write_results(self._folder, self._all.values())
         print_summary(self._console, places, self._all.values(), results)
         return [batch[point.run_id] for point in points]
+
+    def _find(self, point: Point) -> Place:
+        place = Place(point, self._runs.find(point))
+        place.find()
+        return place
 
     def _tell(self, places: Sequence[Place]) -> None:
         known = [

@@ -45,9 +45,14 @@ class ClusterRuns:
         return RunDirectory(f"{config.run.root.rstrip('/')}/{point.run_id}", self._endpoint(config))
 
     def check(self, places: Sequence[Place]) -> None:
+        running: dict[str, Cluster | None] = dict(self._clusters)
         for place in places:
+            wanted = _here(place.point).cluster
+            if wanted.name not in running:
+                clusters.check_name(wanted.name, bare=False)
+                running[wanted.name] = clusters.running(wanted)
             try:
-                self._check(place)
+                self._check(place, running[wanted.name])
             except ConfigError as error:
                 raise wrong_point(place.point.number, place.point.overrides, error) from error
 
@@ -93,14 +98,12 @@ class ClusterRuns:
             self._watch = run.url, SupervisorWatch(status.cluster, run)
         return self._watch[1]()
 
-    def _check(self, place: Place) -> None:
+    def _check(self, place: Place, running: Cluster | None) -> None:
         config = self._to_submit(place)
         check_memory(config)
         check_run(config, self._endpoint(config))
         self._pack_code(config)
         self._pack_data(config)
-        clusters.check_name(config.cluster.name, bare=False)
-        running = self._clusters.get(config.cluster.name) or clusters.running(config.cluster)
         if running is not None:
             clusters.check_fits(running, config.slices)
 
@@ -134,5 +137,8 @@ class ClusterRuns:
 
 
 def _here(point: Point) -> LaunchConfig:
-    """With what this machine's environment adds, which is no part of what the point is."""
-    return point.config.with_environment(os.environ).with_absolute_paths()
+    """With what this machine's environment adds, which is no part of what the point is. Raises ConfigError, which names the point."""
+    try:
+        return point.config.with_environment(os.environ).with_absolute_paths()
+    except ConfigError as error:
+        raise wrong_point(point.number, point.overrides, error) from error

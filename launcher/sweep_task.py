@@ -8,11 +8,10 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
-from rich.console import Console
 
 from cluster.errors import PodlaunchError
 from cluster.schema import at_least
-from launcher.follow import EXIT_INTERRUPTED, EXIT_JOB_FAILED
+from launcher.follow import EXIT_INTERRUPTED, EXIT_JOB_FAILED, table_console
 from launcher.sweep import Detached, Sweep
 from launcher.sweep_places import Place
 from launcher.sweep_points import compose_points
@@ -33,7 +32,7 @@ class SweepTask:
         if max_concurrent is not None:
             at_least("hydra.launcher.max_concurrent", max_concurrent, 1)
         self._loader, self._config = loader, config
-        console = Console()
+        console = table_console()
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         self._sweep = Sweep(console, ClusterRuns(console), folder, max_concurrent, shlex.join(sys.orig_argv))
 

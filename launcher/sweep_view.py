@@ -19,8 +19,6 @@ from launcher.follow import clock_text, loss_text, step_text
 from launcher.sweep_places import Place, Standing
 
 RESULTS = "results.csv"
-WIDTH = 180
-"""Of the last table where there is no terminal, in characters."""
 _FRAME = 6
 """Lines of a terminal that are not for the points."""
 
@@ -32,7 +30,7 @@ class Display:
         """`clock`: seconds since the epoch."""
         self._console, self._clock = console, clock
         self._began = clock()
-        self._told: dict[str, str] = {}
+        self._told: dict[str, str] | None = None
         self._live: Live | None = None
         self._stack = ExitStack()
 
@@ -49,6 +47,8 @@ class Display:
             room = max(1, self._console.height - _FRAME)
             self._live.update(table(in_sight(places, room), self._clock()), refresh=True)
             return
+        if self._told is None:  # what is done already is in the table at the end
+            self._told = {place.point.run_id: place.state for place in places if place.standing is Standing.ENDED}
         for place in places:
             if place.standing is not Standing.WAITING and place.state != self._told.get(place.point.run_id):
                 self._told[place.point.run_id] = place.state
@@ -80,7 +80,7 @@ def in_sight(places: Sequence[Place], room: int) -> list[Place]:
 def print_summary(console: Console, places: Sequence[Place], every: Collection[Place], results: Path) -> None:
     """`places`: those that have just ended; `every`: with those of earlier batches, among which the best is."""
     console.print()
-    console.print(table(places, 0.0), width=None if console.is_terminal else WIDTH)
+    console.print(table(places, 0.0))
     console.print()
     _line(console, "result", f"{sum(place.succeeded for place in places)} of {len(places)} points SUCCEEDED")
     for place in places:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from cluster.errors import ConfigError
 from launcher.cli.options import CONSOLE, DEFAULT_ROOT, Root, locate_run, storage_endpoint
 from launcher.cli.status import watch_console
-from launcher.follow import loss_text, print_summary, step_text
+from launcher.follow import loss_text, print_summary, step_text, table_console
 from launcher.runs import RunDirectory, RunStatus, list_runs
 
 WIDTH = 40
@@ -39,7 +39,7 @@ def status(
             rows = [status.to_dict() for _, status in found]
             print(json.dumps(rows[0] if run is not None and rows else rows, indent=1))
         elif run is None:
-            CONSOLE.print(_table([status for _, status in found]))
+            table_console().print(_table([status for _, status in found]))
         else:
             for directory, status in found:
                 _show_one(directory, status)
@@ -51,7 +51,7 @@ def status(
 
 
 def _table(runs: Sequence[RunStatus]) -> Table:
-    table = Table("RUN", "STATUS", "STEP", "LOSS", "RECOVERIES", "GOODPUT", "COST", "DURATION", box=None)
+    table = Table(Column("RUN", overflow="fold"), "STATUS", "STEP", "LOSS", "RECOVERIES", "GOODPUT", "COST", "DURATION", box=None)
     for one in runs:
         minutes = ((one.ended_at or one.updated_at) - one.started_at) / 60
         goodput = "" if one.goodput is None else f"{one.goodput:.0%}"

@@ -130,6 +130,8 @@ def test_a_sweep_keeps_two_slices_busy_and_goes_on_after_its_command_was_killed(
     listed = json.loads(user.tpu("train", "status", "--json").stdout)
     assert sorted(row["run_id"] for row in listed) == sorted(status.run_id for status in statuses)
     assert all(row["run_id"].startswith("grid-entrypoint-point.py-lr-") for row in listed), "names that a person can read"
+    shown = user.tpu("train", "status").stdout
+    assert all(status.run_id in shown and status.run_id in again.stdout for status in statuses), "and that no table cuts"
 
 
 def test_a_point_that_crashes_stops_no_other_one_and_the_command_says_why(user: Home, code: str, killed: Killed) -> None:

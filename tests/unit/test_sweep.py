@@ -234,7 +234,8 @@ def test_the_same_sweep_again_goes_on_where_it_was(world: World) -> None:
     assert world.most_at_once == 2
     assert all(place.succeeded for place in places)
     assert world.checked[6:] == ["sweep-lr-5", "sweep-lr-6"], "what runs is not checked as if it were to be started"
-    again, _ = sweep(world)
+    again, text = sweep(world)
+    assert text.count("SUCCEEDED") == 6 + 1, "no news, but the table and the result"
     assert [place.status for place in again] == [place.status for place in places]
     assert world.brought_up == 2, "nothing is needed for a sweep that is done"
 
@@ -271,6 +272,14 @@ def test_a_sweeper_that_goes_batch_by_batch_gets_one_table_of_results_and_the_be
     made.work_through(POINTS[2:4])
     assert [row["run"] for row in results(world)] == [point.run_id for point in POINTS[:4]]
     assert output.getvalue().splitlines().count("best        sweep-lr-1 (trainer.lr=1): loss 1.0000") == 2
+
+
+def test_a_search_that_asks_again_for_a_point_that_failed_is_told_so_at_once(world: World) -> None:
+    world.ends["sweep-lr-2"] = RunState.FAILED
+    made = make_sweep(world, io.StringIO())
+    first = made.work_through(POINTS[:2])
+    assert made.work_through(POINTS[1:2]) == first[1:]
+    assert world.started == ["sweep-lr-1", "sweep-lr-2"]
 
 
 def test_a_point_that_another_command_starts_meanwhile_is_followed(world: World) -> None:

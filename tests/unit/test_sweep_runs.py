@@ -83,6 +83,15 @@ def test_a_point_that_cannot_be_started_is_named(runs: ClusterRuns, point: Point
         runs.check([place(runs, point)])
 
 
+def test_a_point_whose_cluster_sees_no_files_of_this_machine_is_named(
+    runs: ClusterRuns, point: Point, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PODLAUNCH_BUCKET", raising=False)
+    cloud = dataclasses.replace(CONFIG, cloud="google")
+    with pytest.raises(ConfigError, match=r"point 3 of the sweep \(trainer.lr=1\): run.root is missing: set PODLAUNCH_BUCKET"):
+        runs.find(dataclasses.replace(point, config=dataclasses.replace(point.config, cluster=cloud)))
+
+
 def test_a_head_that_is_away_is_waited_for_and_one_that_is_gone_is_not(
     runs: ClusterRuns, point: Point, head: Head, cluster: Cluster
 ) -> None:
