@@ -19,14 +19,14 @@ from cluster.errors import ClusterError
 from cluster.logs import set_up_logging
 from cluster.processes import MARKER, ProcessRecord, spawn
 from cluster.ray_env import ray_environment
-from cluster.state import logs_dir
+from cluster.state import logs_dir, private_dir
 from cluster.storage import storage_environment
 from cluster.tpu.api import TpuApi
 from cluster.versions import Versions, disagreement, own_versions
 from cluster.vm import metadata
 from cluster.vm.cleanup import clean_host
 from cluster.vm.head_watch import HeadWatch, reach
-from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, host_dir, write_notice
+from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, host_dir, read_companion, write_notice
 from cluster.vm.host_ray import HostRay
 from cluster.vm.metadata import HostIdentity
 from cluster.vm.notices import NoticeWatch
@@ -50,6 +50,7 @@ back meanwhile would be taken for a host of a living slice. One that is still th
 new one), and joins again. Where the head is known to be a new one, no host waits."""
 END_GRACE_S = 25.0
 """For Ray to drain when the agent is told to end: less than the 30 s that a spot VM has."""
+COMPANION_GRACE_S = 2.0
 DRAIN_MARGIN_S = 2.0
 FLUSH_BEFORE_S = 1.0
 
@@ -105,6 +106,7 @@ class HostAgent:
         identity: HostIdentity,
         folder: Path,
         ray: HostRay,
+        companion: HostRay,
         notices: NoticeWatch,
         head: HeadWatch,
         own_slice: OwnSlice,
@@ -113,12 +115,12 @@ class HostAgent:
         *,
         may_join: bool = True,
     ) -> None:
-        """`folder`: the host's, see host_dir. `head_lost_grace`: seconds. `clock`: seconds since the epoch, as in notices.
-        `may_join`: whether Ray may be started here at all.
+        """`folder`: the host's, see host_dir. `companion`: what runs have asked for there. `head_lost_grace`: seconds. `clock`: seconds
+        since the epoch, as in notices. `may_join`: whether Ray may be started here at all.
         """
         self._may_join = may_join
         self._identity, self._folder, self._clock = identity, folder, clock
-        self._ray, self._notices, self._head, self._own_slice = ray, notices, head, own_slice
+        self._ray, self._companion, self._notices, self._head, self._own_slice = ray, companion, notices, head, own_slice
         # Worker 0 speaks for the slice; the others only when it does not.
         self._grace = head_lost_grace + (0.0 if identity.worker_id == 0 else OTHERS_DELAY_S)
         self._notice: Notice | None = None
@@ -127,11 +129,12 @@ class HostAgent:
     @property
     def steps(self) -> Sequence[Callable[[], None]]:
         """One round; each step stands by itself, so that an error in one does not keep the others from being done."""
-        return (self._watch_notices, self._head.tick, self._keep_ray, self._flush, self._give_up)
+        return (self._watch_notices, self._head.tick, self._keep_ray, self._keep_companion, self._flush, self._give_up)
 
     def end(self) -> None:
         """Within `END_GRACE_S` and a moment."""
         self._ray.end(END_GRACE_S)
+        self._companion.end(COMPANION_GRACE_S)  # after Ray: what trains may be a process of its
 
     def _watch_notices(self) -> None:
         """A new notice goes to the runner of this host by a file, and to Ray, which then places nothing here any more."""
@@ -152,6 +155,9 @@ class HostAgent:
         """A Ray whose head ended is of no use to the next head, and would notice only after a minute (no Redis keeps what Ray knows)."""
         ended = self._head.ended_since(self._ray.since)
         self._ray.tick(may_start=self._may_join and self._head.reachable and self._notice is None, replace=ended)
+
+    def _keep_companion(self) -> None:
+        self._companion.tick(may_start=self._ray.up and bool(read_companion(self._folder)))
 
     def _flush(self) -> None:
         if self._clock() >= self._flush_at:
@@ -202,6 +208,11 @@ def make_agent(identity: HostIdentity, settings: HostSettings, fetch: metadata.F
         marker = os.environ.get(MARKER, name)
         return spawn(command, marker=marker, env=env, log=logs_dir() / f"{name}.out", cwd=folder)
 
+    def start_companion() -> ProcessRecord:
+        env = {**os.environ, HOST_DIR_VARIABLE: str(folder)}
+        command = [sys.executable, *read_companion(folder)]
+        return spawn(command, marker=os.environ.get(MARKER, name), env=env, log=logs_dir() / f"{name}.out", cwd=folder)
+
     ray = HostRay(start, folder, time.monotonic, rejoin_after=LET_DELETE_S if identity.worker_id == 0 else 0.0)
     if not ray.up:
         write_notice(folder, None)  # of a life before the last boot
@@ -214,6 +225,7 @@ def make_agent(identity: HostIdentity, settings: HostSettings, fetch: metadata.F
         identity,
         folder,
         ray,
+        HostRay(start_companion, private_dir(folder / "companion"), time.monotonic, what="the companion"),
         NoticeWatch(fetch, time.time, settings.notice_s),
         HeadWatch(lambda: reach(settings.head_address), time.monotonic, interval),
         OwnSlice(identity.slice_name, zone, connect, time.monotonic, owned=settings.owned),

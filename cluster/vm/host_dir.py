@@ -2,9 +2,11 @@
 
 notice.json    while the cloud takes the host away: {kind, time, deadline}
 ray.json       the host's `ray start`, so that a new agent finds what the one before it started
+companion.json what runs want beside Ray on this host from now on: arguments of Python
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -47,6 +49,17 @@ def write_notice(folder: Path, notice: Notice | None) -> None:
 def read_notice(folder: Path) -> Notice | None:
     values = read_json(folder / "notice.json")
     return None if values is None else Notice(NoticeKind(values["kind"]), float(values["time"]), float(values["deadline"]))
+
+
+def write_companion(folder: Path, arguments: Sequence[str]) -> None:
+    """The agent knows nothing of what it does, and keeps it alive while Ray is up."""
+    write_atomic(folder / "companion.json", json.dumps(list(arguments)))
+
+
+def read_companion(folder: Path) -> list[str]:
+    """Empty when nobody has asked for one."""
+    path = folder / "companion.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
 
 
 def write_ray(folder: Path, record: ProcessRecord | None) -> None:

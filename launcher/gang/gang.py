@@ -79,7 +79,9 @@ class Gang:
         return len(names) == self._config.slices and not self.incomplete
 
     def place(self, attempt: int) -> None:
-        """Start one runner a host, holding all its chips. `attempt`: the first that they serve, part of their names in Ray's dashboard."""
+        """Start one runner a host, holding all its chips. `attempt`: the first that they serve, part of their names in Ray's dashboard, and
+        begun there ahead.
+        """
         chips = self._config.accelerator.chips_per_host
         bundles = [{"TPU": float(chips)} for _ in self.hosts]
         group = placement_group(
@@ -95,7 +97,11 @@ class Gang:
                 max_concurrency=4,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
             ).remote(
-                self._directory.url, index, LEASE_S, functools.partial(HostGauges, self._directory.run_id, self._config.name, host.name)
+                self._directory.url,
+                index,
+                LEASE_S,
+                functools.partial(HostGauges, self._directory.run_id, self._config.name, host.name),
+                first=attempt,
             )
             for index, host in enumerate(self.hosts)
         ]

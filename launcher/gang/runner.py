@@ -33,7 +33,7 @@ import psutil
 from cluster.errors import PodlaunchError
 from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
-from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice
+from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice, write_companion
 from launcher import code
 from launcher.config import LaunchConfig
 from launcher.gang.attempt import EXIT_STOPPED
@@ -41,6 +41,9 @@ from launcher.gang.evidence import first_error, sickness
 from launcher.gang.lease import LEASE_S
 from launcher.gang.memory import OomWatch
 from launcher.gang.mirror import Place, open_place
+from launcher.gang.nursery import COMMAND as NURSERY
+from launcher.gang.nursery import Borrowed, Borrowing, borrow
+from launcher.gang.pipes import Pipes, start
 from launcher.gang.stacks import stacks_of
 
 if TYPE_CHECKING:
@@ -56,6 +59,8 @@ LAST_WORDS_S = 10.0
 """How long the end of a process that failed may be kept from the supervisor until the last of its log is sent."""
 SPARE_AFTER_S = 5.0
 """How long a process trains before its host makes a spare: a run that is over by then needs none."""
+HURRY_VARIABLE = "PODLAUNCH_HURRY"
+"""Of a spare: nobody trains on this host yet, and its orders are about to come (launcher/training/spare.py)."""
 ECHO_S = 1.0
 """How often what a training process wrote is shown in Ray's dashboard."""
 WEIGH_S = 5.0
@@ -71,11 +76,18 @@ class Child:
     """One training process and what it says. Puts events into `events`; the last one is `exit` with the process's return code."""
 
     def __init__(
-        self, argv: list[str], env: Mapping[str, str], log: Path | None, events: "queue.Queue[Event]", place: Place | None = None
+        self,
+        argv: list[str],
+        env: Mapping[str, str],
+        log: Path | None,
+        events: "queue.Queue[Event]",
+        place: Place | None = None,
+        borrowed: tuple[Borrowed, Pipes] | None = None,
     ) -> None:
         """`log`: None for a spare, which says nothing before its orders (launcher/training/spare.py). `place`: what is to be sent from
-        while the process lives, and after it.
+        while the process lives, and after it. `borrowed`: a spare of the host's nursery, instead of one that `argv` starts in `env`.
         """
+        self._borrowed = borrowed
         self._events = events
         self._orders: int | None = None
         """Where a spare's orders are written, once."""
@@ -86,7 +98,7 @@ class Child:
         self._env = dict(env)
         self._log = log
         self._started = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Borrowed | None = None
         self._error: OSError | None = None
         self._asked = False
         self._stop: int | None = None
@@ -104,7 +116,8 @@ class Child:
     def order(self, arguments: list[str], environment: Mapping[str, str], log: Path, events: "queue.Queue[Event]") -> bool:
         """Make the training process out of a spare. False when it is gone."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        orders = json.dumps({"arguments": arguments, "environment": dict(environment), "log": str(log)}) + "\n"
+        given = dict(environment) if self._borrowed is None else {**self._env, **environment}  # which the nursery could not know
+        orders = json.dumps({"arguments": arguments, "environment": given, "log": str(log)}) + "\n"
         with self._lock:
             if self._orders is None:
                 return False
@@ -146,54 +159,46 @@ class Child:
         """Whether the process ended within `timeout` seconds, and what it left is sent or given up."""
         return self._told.wait(timeout)
 
-    def _live(self) -> None:
-        reading, writing = os.pipe()
-        stop_reading, self._stop = os.pipe()
-        requests_reading, self._requests = os.pipe()
-        pipes = {"PODLAUNCH_EVENT_FD": writing, "PODLAUNCH_STOP_FD": stop_reading, "PODLAUNCH_REQUEST_FD": requests_reading}
-        if self._log is None:
-            pipes["PODLAUNCH_ORDERS_FD"], self._orders = os.pipe()
-        try:
+    def _begin(self) -> Pipes:
+        """Start the process, or take the borrowed one. Raises OSError."""
+        if self._borrowed is not None:
+            self._process, pipes = self._borrowed
+        else:
             output = self._open_log()
             try:
-                self._process = subprocess.Popen(
-                    self._argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env={**self._env, **{name: str(fd) for name, fd in pipes.items()}, "PODLAUNCH_PARENT_PID": str(os.getpid())},
-                    pass_fds=list(pipes.values()),
-                )
+                self._process, pipes = start(self._argv, self._env, output, spare=self._log is None)
             finally:
                 os.close(output)
+        self._stop, self._requests, self._orders = pipes.stop, pipes.requests, pipes.orders
+        return pipes
+
+    def _live(self) -> None:
+        try:
+            pipes = self._begin()
         except OSError as error:
-            for fd in (reading, stop_reading, self._stop, requests_reading, self._requests):
-                os.close(fd)
             self._error = error
             return
         finally:
-            os.close(writing)
-            if "PODLAUNCH_ORDERS_FD" in pipes:
-                os.close(pipes["PODLAUNCH_ORDERS_FD"])
             self._started.set()
+        assert self._process is not None
         memory = OomWatch(self._process.pid)
         if self._log is not None:
             self._start_sending()
-        with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
+        with os.fdopen(pipes.events, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 event = _parse(line)
                 self._done = self._done or _says_done(event)
                 self._events.put(event)
         code = self._process.wait()
         with self._lock:
-            os.close(self._stop)
-            os.close(self._requests)
+            os.close(pipes.stop)
+            os.close(pipes.requests)
             self._stop = self._requests = None
             if self._orders is not None:
                 os.close(self._orders)
                 self._orders = None
-        os.close(stop_reading)
-        os.close(requests_reading)
+        for end in pipes.held:
+            os.close(end)
         if code == 0 and self._asked and not self._done:
             code = EXIT_STOPPED
         self._ended.set()
@@ -238,9 +243,18 @@ class Child:
 class Runner:
     """The actor. Its methods run in a pool of threads, so that `next_events` may block while others are called."""
 
-    def __init__(self, run_dir: str, host: int, lease: float = LEASE_S, gauges: Callable[[], "HostGauges | None"] = lambda: None) -> None:
+    def __init__(
+        self,
+        run_dir: str,
+        host: int,
+        lease: float = LEASE_S,
+        gauges: Callable[[], "HostGauges | None"] = lambda: None,
+        *,
+        first: int | None = None,
+    ) -> None:
         """`run_dir`: a local path or gs://. `lease`: seconds that the child lives on after the last question. `gauges`: makes what shows
-        the host to Prometheus.
+        the host to Prometheus. `first`: the attempt that will be started here first; its process imports what it needs while the rest of
+        the gang is placed.
         """
         self._url = run_dir
         self._gauges = gauges()
@@ -256,14 +270,22 @@ class Runner:
         """When the next one is due, seconds of the monotonic clock."""
         self._static: dict[str, str] = {}
         """The environment of training processes that no attempt changes."""
+        self._fetched: int | None = None
+        """The attempt that the run's folder on this host is ready for, and that has not begun."""
         self._lease = lease
         self._lock = threading.Lock()
         self._asking = 0
         """Questions that wait for an answer now."""
         self._asked = time.monotonic()
         folder = os.environ.get(HOST_DIR_VARIABLE)
-        if folder is not None:
-            threading.Thread(target=self._watch_notices, args=(Path(folder),), name="notices", daemon=True).start()
+        self._folder = None if folder is None else Path(folder)
+        """The host's."""
+        self._nursery: Borrowing | None = None
+        """Held open: the nursery ends what it has lent when this runner ends."""
+        if self._folder is not None:
+            threading.Thread(target=self._watch_notices, args=(self._folder,), name="notices", daemon=True).start()
+        if first is not None:
+            self._begin_ahead(first)
 
     def free_ports(self, count: int) -> list[int]:
         """Ports of this host that are free now."""
@@ -279,6 +301,23 @@ class Runner:
     def start(self, attempt: int, environment: Mapping[str, str], log: str, secrets: str | None) -> None:
         """Start the training process of this host. Raises OSError when it cannot be started."""
         self.kill()
+        if self._fetched != attempt:
+            self._fetch(attempt)
+        self._fetched = None
+        arguments = [str(self._place.folder), "--attempt", str(attempt), "--run", self._url, "--checkpoints", self._place.checkpoints]
+        own = {"PODLAUNCH_ATTEMPT": str(attempt), **_read_secrets(secrets), **environment}
+        self.renew()
+        written = self._place.folder / log
+        before = _size(written)
+        self._child = self._from_spare(arguments, own, written) or Child(
+            [*_CHILD, *arguments], {**self._static, **own}, written, self._events, self._place
+        )
+        threading.Thread(target=self._watch_supervisor, args=(self._child,), name="lease", daemon=True).start()
+        threading.Thread(target=echo, args=(self._child.wait, written, before, sys.stdout), name="echo", daemon=True).start()
+        self._spare_at = math.inf
+        self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
+
+    def _fetch(self, attempt: int) -> None:
         unpacked = code.unpack(self._place.fetch(attempt), cache_dir() / "code")
         env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
         self._static = env | {
@@ -289,19 +328,27 @@ class Runner:
             "PODLAUNCH_RUN_DIR": str(self._place.folder),
             "PODLAUNCH_CHECKPOINT_DIR": self._place.checkpoints,
         }
-        arguments = [str(self._place.folder), "--attempt", str(attempt), "--run", self._url, "--checkpoints", self._place.checkpoints]
-        own = {"PODLAUNCH_ATTEMPT": str(attempt), **_read_secrets(secrets), **environment}
-        self.renew()
-        written = self._place.folder / log
-        before = _size(written)
         self._spares = LaunchConfig.from_yaml(self._place.folder / "config.yaml").run.spares
-        self._child = self._from_spare(arguments, own, self._place.folder / log) or Child(
-            [*_CHILD, *arguments], {**self._static, **own}, self._place.folder / log, self._events, self._place
-        )
-        threading.Thread(target=self._watch_supervisor, args=(self._child,), name="lease", daemon=True).start()
-        threading.Thread(target=echo, args=(self._child.wait, written, before, sys.stdout), name="echo", daemon=True).start()
-        self._spare_at = math.inf
-        self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
+        self._fetched = attempt
+
+    def _begin_ahead(self, attempt: int) -> None:
+        try:
+            self._fetch(attempt)
+            self._spare = self._borrow() or Child(
+                [*_CHILD, str(self._place.folder)], {**self._static, HURRY_VARIABLE: "1"}, None, queue.Queue(), self._place
+            )
+        except (PodlaunchError, OSError) as error:
+            logger.warning("nothing is imported ahead: %s", error)  # `start` meets the same, and tells the supervisor
+
+    def _borrow(self) -> Child | None:
+        """What the host's nursery keeps warm; where there is no nursery yet, the host's agent is asked for one."""
+        if self._folder is None or not self._spares:
+            return None
+        write_companion(self._folder, NURSERY)
+        self._nursery = borrow(self._folder)
+        if self._nursery is None or self._nursery.lent is None:
+            return None
+        return Child([], self._static, None, queue.Queue(), self._place, self._nursery.lent)
 
     def next_events(self, timeout: float) -> list[Event]:
         """What the child has said since the last call; waits up to `timeout` seconds for the first event."""

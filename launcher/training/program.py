@@ -5,6 +5,7 @@ The folder of the program stands first on its path as always, so that no module 
 """
 
 import contextlib
+import json
 import os
 import runpy
 import shutil
@@ -13,7 +14,9 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import wrapt
 import yaml
 
 from launcher.entrypoint import Entrypoint, parse_entrypoint
@@ -22,8 +25,8 @@ from launcher.training.jax_cluster import introduce_to_jax
 from launcher.training.reporter import Reporter
 
 # Settings that a program is given where it runs on XLA's CPU devices: there, several steps under way at once deadlock.
-_CPU_SETTINGS = {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
-_CACHE_SETTINGS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+_CPU_SETTINGS = {"jax_cpu_enable_async_dispatch": False}
+_CACHE_SETTINGS = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
 
 
 class ProgramFailed(Exception):
@@ -74,11 +77,20 @@ def _execute(program: Entrypoint, work: Path) -> None:
 
 def set_environment() -> None:
     os.environ.pop("PYTHONSAFEPATH", None)  # for us; Python programs that the user's starts are as they always are
-    settings = dict(_CPU_SETTINGS)
+    settings: dict[str, Any] = dict(_CPU_SETTINGS)
     if cache := os.environ.get("PODLAUNCH_COMPILATION_CACHE"):
-        settings |= {"JAX_COMPILATION_CACHE_DIR": cache, **_CACHE_SETTINGS}
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+        settings |= {"jax_compilation_cache_dir": cache, **_CACHE_SETTINGS}
+    ours = {name: value for name, value in settings.items() if name.upper() not in os.environ}
+    texts = {name.upper(): value if isinstance(value, str) else json.dumps(value) for name, value in ours.items()}
+    os.environ.update(texts)
+
+    def settle(jax: Any) -> None:
+        for name, value in ours.items():
+            if os.environ.get(name.upper()) == texts[name.upper()]:  # the program has not chosen another one
+                jax.config.update(name, value)
+
+    # Not all of JAX's settings are read from the environment, and a process that was warm before its run has imported JAX already.
+    wrapt.register_post_import_hook(settle, "jax")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # both are text files here
 

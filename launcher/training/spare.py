@@ -1,9 +1,11 @@
 """A spare: a training process that has imported what it will need, and waits for its orders in a pipe.
 
 The runner starts it while another process trains, and hands it the command line, the environment of the attempt and the log when that one
-is gone: a restart then costs no import. Importing JAX claims no TPU, the first use of a device does; a spare uses none.
+is gone: a restart then costs no import. A host's first process is one too, which imports while the rest of the gang is placed. Importing
+JAX claims no TPU, the first use of a device does; a spare uses none.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -17,7 +19,7 @@ from launcher.training.program import program_of, set_environment
 
 ORDERS_FD_VARIABLE = "PODLAUNCH_ORDERS_FD"
 _TRAINING = ("launcher.config", "launcher.training.job")
-_LIBRARIES = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "numpy")
+LIBRARIES = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "numpy")
 """What a user's program may find imported, if it names it."""
 _LOWEST_PRIORITY = 19
 _ENVIRONMENT = re.compile(r"\b(environ|putenv|dotenv)\b")
@@ -31,19 +33,29 @@ def take_orders(run_dir: Path) -> list[str]:
     else:
         set_environment()
         names = libraries_of(Path(os.environ["PODLAUNCH_USER_CODE"]))
-    import_gently(names)
+    with contextlib.suppress(Exception):  # who is to run meets the same error, and has a log that says so
+        if os.environ.pop("PODLAUNCH_HURRY", None) is None:
+            import_gently(names)
+        else:
+            for name in names:
+                importlib.import_module(name)
+    arguments, environment = read_orders(fd)
+    os.environ.update(environment)
+    return arguments
+
+
+def read_orders(fd: int) -> tuple[list[str], dict[str, str]]:
+    """Waits for them: the command line, and variables of the environment. What is written goes into the run's log from now on."""
     with os.fdopen(fd, encoding="utf-8") as pipe:
         line = pipe.readline()
     if not line:
         os._exit(0)
     orders = json.loads(line)
-    os.environ.update(orders["environment"])
     log = os.open(orders["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    arguments: list[str] = orders["arguments"]
-    return arguments
+    return orders["arguments"], orders["environment"]
 
 
 def import_gently(names: Sequence[str]) -> None:
@@ -66,7 +78,5 @@ def libraries_of(code: Path) -> list[str]:
     if any(_ENVIRONMENT.search(source) for source in sources):
         return []
     return [
-        name
-        for name in _LIBRARIES
-        if any(re.search(rf"^\s*(import|from)\s+{name.partition('.')[0]}\b", source, re.M) for source in sources)
+        name for name in LIBRARIES if any(re.search(rf"^\s*(import|from)\s+{name.partition('.')[0]}\b", source, re.M) for source in sources)
     ]

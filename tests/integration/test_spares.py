@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(400)
 PROGRAM = """
 import contextlib, os, time
 from launcher.training import spare
-spare.import_gently((*spare._TRAINING, *spare._LIBRARIES))
+spare.import_gently((*spare._TRAINING, *spare.LIBRARIES))
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()
 

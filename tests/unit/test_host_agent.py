@@ -19,7 +19,7 @@ from cluster.secret_place import SecretPlace
 from cluster.vm.bootstrap import startup_script
 from cluster.vm.head_watch import FAILURES, Answer, HeadWatch
 from cluster.vm.host_agent import FLUSH_BEFORE_S, OTHERS_DELAY_S, HostAgent, Rounds, host_environment, ray_start_command
-from cluster.vm.host_dir import NoticeKind, read_notice
+from cluster.vm.host_dir import NoticeKind, read_companion, read_notice, write_companion
 from cluster.vm.host_ray import HostRay
 from cluster.vm.metadata import HostIdentity, read_identity
 from cluster.vm.notices import NoticeWatch
@@ -73,6 +73,11 @@ def test_restart_delays_grow_to_a_limit() -> None:
     assert list(itertools.islice(restart_delays(), 7)) == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
+def wait_for_end(record: ProcessRecord) -> None:
+    reap(record)
+    psutil.wait_procs([psutil.Process(record.pid)] if record.alive() else [], timeout=20)
+
+
 class World:
     """What an agent meets: a metadata server, a head, the Cloud TPU API, and processes; one clock for all."""
 
@@ -84,6 +89,7 @@ class World:
         self.silence = Answer.SILENT
         self.deleted: list[str] = []
         self.started: list[ProcessRecord] = []
+        self.companions: list[ProcessRecord] = []
         self.program = "import time; time.sleep(60)"
 
     def fetch(self, path: str) -> str:
@@ -95,6 +101,11 @@ class World:
         command = [sys.executable, "-c", self.program]
         self.started.append(spawn(command, marker="test-agent", env={}, log=self.folder / "out", cwd=self.folder))
         return self.started[-1]
+
+    def start_companion(self) -> ProcessRecord:
+        command = [sys.executable, *read_companion(self.folder)]
+        self.companions.append(spawn(command, marker="test-agent", env={}, log=self.folder / "out", cwd=self.folder))
+        return self.companions[-1]
 
     def delete_queued_resource(self, zone: str, name: str) -> str:
         self.deleted.append(f"{zone}/{name}")
@@ -113,6 +124,7 @@ class World:
             identity,
             self.folder,
             HostRay(self.start, self.folder, clock),
+            HostRay(self.start_companion, self.folder / "companion", clock, what="the companion"),
             NoticeWatch(self.fetch, clock, 30.0),
             HeadWatch(lambda: Answer.THERE if self.head else self.silence, clock, 10.0),
             OwnSlice("mine-0", "us-central2-b", lambda: self, clock, owned=True),
@@ -205,6 +217,26 @@ def test_a_head_that_is_away_for_a_while_costs_nothing(world: World) -> None:
     assert world.deleted == []
 
 
+def test_what_a_run_wants_beside_ray_is_kept_alive_taken_over_and_ended(world: World) -> None:
+    (world.folder / "companion").mkdir()
+    agent = world.agent()
+    tick(agent)
+    assert not world.companions
+    write_companion(world.folder, ["-c", "import time; time.sleep(60)"])
+    tick(agent)
+    (first,) = world.companions
+    os.kill(first.pid, signal.SIGKILL)
+    wait_for_end(first)
+    world.pass_time(agent, 60)
+    _, second = world.companions
+    assert second.alive()
+    later = world.agent()
+    world.pass_time(later, 60)
+    assert len(world.companions) == 2
+    later.end()
+    assert not second.alive()
+
+
 def test_a_host_that_may_not_join_starts_no_ray_and_keeps_its_slice(world: World) -> None:
     agent = world.agent(may_join=False)
     world.pass_time(agent, 600)
@@ -224,6 +256,8 @@ def test_ray_is_started_anew_for_a_new_head_and_left_alone_after_a_silence(world
     world.pass_time(agent, 30)
     assert len(world.started) == started
     assert world.started[-1].alive()
+    if started == 2:
+        wait_for_end(world.started[0])  # it was killed; the kernel takes a moment
     assert (not world.started[0].alive()) is (started == 2)
 
 

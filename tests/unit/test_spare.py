@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from cluster.config import ClusterConfig
+from cluster.errors import PodlaunchError
 from launcher import code
 from launcher.config import JobConfig, LaunchConfig, RunConfig
 from launcher.gang import runner as runner_module
@@ -19,6 +20,7 @@ from launcher.gang.runner import Child, Event, Runner
 from launcher.runs import RunDirectory
 from launcher.training.spare import libraries_of
 
+_AS_MODULE = "import runpy; runpy.run_module('launcher.training.child', run_name='__main__', alter_sys=True)"
 WAITS = """
 import os, signal, sys, time
 from launcher.training import script
@@ -120,6 +122,37 @@ def test_a_spare_that_died_is_no_failure_of_the_run(runner: Runner, run: RunDire
     assert pid_of(runner._child) != spare
     stepped(runner)
     assert said(run, 1)[:2] == ["1", "own-1"]
+
+
+def test_the_first_process_begins_before_its_orders(run: RunDirectory, runner: Runner) -> None:
+    ahead = Runner(str(run.path), 0, first=3)
+    first = pid_of(ahead._spare)
+    start(ahead, 3)
+    assert pid_of(ahead._child) == first
+    stepped(ahead)
+    assert said(run, 3) == ["3", "own-3", str(first)]
+    ahead.kill()
+
+
+def test_what_cannot_be_fetched_ahead_is_an_error_of_the_start(tmp_path: Path, runner: Runner) -> None:
+    ahead = Runner(str(tmp_path / "nowhere"), 0, first=0)
+    assert ahead._spare is None
+    with pytest.raises(PodlaunchError, match=r"has no code\.zip"):
+        start(ahead, 0)
+
+
+def test_an_import_that_fails_ahead_is_left_to_the_program(run: RunDirectory, runner: Runner, tmp_path: Path) -> None:
+    (tmp_path / "code" / "main.py").write_text("import numpy\n")
+    run.write_code(code.pack(tmp_path / "code"))
+    broken = tmp_path / "broken"
+    (broken / "numpy").mkdir(parents=True)
+    (broken / "numpy" / "__init__.py").write_text("raise RuntimeError('a broken installation')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner_module, "_CHILD", (sys.executable, "-c", f"import sys; sys.path.insert(0, {str(broken)!r}); {_AS_MODULE}"))
+        ahead = Runner(str(run.path), 0, first=0)
+        start(ahead, 0)
+        assert ended(ahead) == 1
+    assert "a broken installation" in (run.path / "logs" / "0" / "host-0.log").read_text()
 
 
 def test_a_spare_dies_with_its_runner(runner: Runner) -> None:

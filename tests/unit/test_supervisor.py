@@ -67,9 +67,12 @@ class ScriptedGang:
         self.calls.append(f"replace {','.join(slices)}")
 
     def place(self, attempt: int) -> None:
+        self.next_attempt = attempt
         self.calls.append("place")
 
     def start(self, attempt: int, timeout: float) -> None:
+        if self.calls[-1] == "place":
+            assert attempt == self.next_attempt, "what was begun ahead is what is started"
         self.calls.append(f"start {attempt}")
         if attempt == self._unreachable_at:
             raise GangLost("the actor is dead")
