@@ -247,7 +247,7 @@ LISTENERS: tuple[Listener, ...] = (
         Auth.NONE,
         _FREE,
         "Process 0 of a run of several slices, and libtpu's transport between them: closed source, without authentication as far as known, "
-        "not seen by our tests, which have no libtpu.",
+        "not seen by our tests, which have no TPU.",
     ),
     Listener(
         "TPU runtime",

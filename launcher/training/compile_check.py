@@ -27,6 +27,8 @@ class Compilation:
     compiles: bool
     seconds: float
     """Of the compiler alone."""
+    cpu_seconds: float = 0.0
+    """The same, of all processors: other programs slow the compiler down, and change this little."""
     lowering_seconds: float = 0.0
     """Until the compiler had the program."""
     error: str | None = None
@@ -74,20 +76,27 @@ def compile_for(config: dict[str, Any], topology: str, slices: int) -> Compilati
     layout = make_layout(training.check_devices(len(devices), slices), devices)
     begun = time.monotonic()
     lowered = lower_train_step(make_blueprint(training, layout, make_optimizer(training)))
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
+    compiled = None
     try:
         compiled = lowered.compile()
+        done = Compilation(compiles=True, seconds=time.monotonic() - started, fits=True)
     except Exception as error:  # noqa: BLE001  # whatever the compiler refuses is what this command is there to tell
-        failed = _refused(error, time.monotonic() - started)
-        failed.lowering_seconds = started - begun
-        return failed
-    done = Compilation(compiles=True, seconds=time.monotonic() - started, lowering_seconds=started - begun, fits=True)
+        done = _refused(error, time.monotonic() - started)
+    done.lowering_seconds, done.cpu_seconds = started - begun, time.process_time() - cpu
+    if compiled is None:
+        return done
+    describe(compiled, done)
+    return done
+
+
+def describe(compiled: Any, done: Compilation) -> None:
+    """Fill in what the compiled program tells of itself."""
     _weigh(compiled.memory_analysis(), done)
     for line in (compiled.as_text() or "").splitlines():
         if found := _COLLECTIVE.search(line):
             done.collectives[found[1]] = done.collectives.get(found[1], 0) + 1
         done.fused_attention = done.fused_attention or bool(_FUSED.search(line))
-    return done
 
 
 def _refused(error: Exception, seconds: float) -> Compilation:
