@@ -148,6 +148,8 @@ def test_what_is_written_of_a_shape_is_read_again(name: str) -> None:
     kept = dataclasses.asdict(VARIANTS[name])
     assert read == {field: kept[field] for field in read}
     assert set(kept) - set(read) == {"family", "default_lr", "summary"}
+    written = gemma.hf_config(VARIANTS[name], "bfloat16", 8192).get("query_pre_attn_scalar", 0)
+    assert isinstance(written, int), "transformers refuses a float"
 
 
 def test_the_ropes_are_read_as_newer_versions_write_them() -> None:

@@ -119,7 +119,7 @@ def _hf_windowed(variant: Variant) -> dict[str, Any]:
     windowed = {
         "sliding_window": variant.window,
         "layer_types": kinds,
-        "query_pre_attn_scalar": variant.query_scale,
+        "query_pre_attn_scalar": int(variant.query_scale),  # transformers refuses a float
         "attn_logit_softcapping": variant.attention_soft_cap,
         "final_logit_softcapping": variant.final_soft_cap,
     }
