@@ -77,8 +77,13 @@ def overrides(point: Point) -> list[str]:
     ]
 
 
-def points() -> Iterator[Point]:
-    """All, those that matter most first."""
+def points(only: tuple[str, ...] = ("",)) -> Iterator[Point]:
+    """All whose names begin with one of `only`, those that matter most first."""
+    return (point for point in _all_points(only) if point.name.startswith(only))
+
+
+def _all_points(only: tuple[str, ...]) -> Iterator[Point]:
+    """Looks for the smallest slice only of what may be wanted, since that takes a second each."""
     for size, accelerator_type in SIDE_BY_SIDE.items():
         for lora in (False, True):
             yield Point(size, lora, accelerator_type)
@@ -88,6 +93,9 @@ def points() -> Iterator[Point]:
     for size in SIZES:
         for generation in GENERATIONS:
             for lora in (False, True):
+                begin = f"{size}-{'lora' if lora else 'full'}-"
+                if not any(word.startswith(begin) or begin.startswith(word) for word in only):
+                    continue
                 smallest = smallest_slice(size, lora, generation)
                 if (size, lora, smallest) not in done:
                     yield Point(size, lora, smallest)
@@ -203,7 +211,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("tpu-compile.jsonl"), help="what is known, a line a point")
     parser.add_argument("--list", action="store_true", help="name the points and end")
     arguments = parser.parse_args()
-    wanted = [point for point in points() if point.name.startswith(tuple(arguments.only))]
+    wanted = list(points(tuple(arguments.only)))
     if not wanted:
         raise Failed(f"no point begins with {' or '.join(arguments.only)}; --list names them")
     if arguments.list:

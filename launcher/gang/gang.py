@@ -106,8 +106,10 @@ class Gang:
             for index, host in enumerate(self.hosts)
         ]
 
-    def start(self, attempt: int, timeout: float) -> None:
-        """Start one training process a host. Raises GangLost when a host does not answer, OSError when a process cannot start."""
+    def start(self, attempt: int, timeout: float) -> list[int]:
+        """Start one training process a host; their process ids there. Raises GangLost when a host does not answer, OSError when a process
+        cannot start.
+        """
         self._pending = {}
         port, megascale_port = self._ask([self._runners[0].free_ports.remote(2)], timeout)[0]
         calls = [
@@ -122,7 +124,7 @@ class Gang:
             )
             for index, runner in enumerate(self._runners)
         ]
-        self._ask(calls, timeout, meanwhile=self._renew)
+        return self._ask(calls, timeout, meanwhile=self._renew)
 
     def poll(self, timeout: float) -> list[tuple[int, Event]]:
         """(host index, event) of whatever was said within `timeout` seconds. A lost runner says `lost`."""

@@ -298,8 +298,8 @@ class Runner:
             for listener in sockets:
                 listener.close()
 
-    def start(self, attempt: int, environment: Mapping[str, str], log: str, secrets: str | None) -> None:
-        """Start the training process of this host. Raises OSError when it cannot be started."""
+    def start(self, attempt: int, environment: Mapping[str, str], log: str, secrets: str | None) -> int:
+        """Start the training process of this host; its process id. Raises OSError when it cannot be started."""
         self.kill()
         if self._fetched != attempt:
             self._fetch(attempt)
@@ -316,6 +316,7 @@ class Runner:
         threading.Thread(target=echo, args=(self._child.wait, written, before, sys.stdout), name="echo", daemon=True).start()
         self._spare_at = math.inf
         self._told = None  # this child and whoever waits for it have not heard of a notice that holds already
+        return self._child.pid
 
     def _fetch(self, attempt: int) -> None:
         unpacked = code.unpack(self._place.fetch(attempt), cache_dir() / "code")
@@ -334,15 +335,15 @@ class Runner:
     def _begin_ahead(self, attempt: int) -> None:
         try:
             self._fetch(attempt)
-            self._spare = self._borrow() or Child(
-                [*_CHILD, str(self._place.folder)], {**self._static, HURRY_VARIABLE: "1"}, None, queue.Queue(), self._place
-            )
+            if self._spares:
+                env = {**self._static, HURRY_VARIABLE: "1"}
+                self._spare = self._borrow() or Child([*_CHILD, str(self._place.folder)], env, None, queue.Queue(), self._place)
         except (PodlaunchError, OSError) as error:
             logger.warning("nothing is imported ahead: %s", error)  # `start` meets the same, and tells the supervisor
 
     def _borrow(self) -> Child | None:
         """What the host's nursery keeps warm; where there is no nursery yet, the host's agent is asked for one."""
-        if self._folder is None or not self._spares:
+        if self._folder is None:
             return None
         write_companion(self._folder, NURSERY)
         self._nursery = borrow(self._folder)

@@ -257,9 +257,10 @@ class Supervisor:
         self._profiling = Profiling(len(self._attempt.hosts))
         self._record.begin_attempt()
         try:
-            self._gang.start(self._record.status.attempt, ANSWER_LIMIT_S)
+            pids = self._gang.start(self._record.status.attempt, ANSWER_LIMIT_S)
         except GangLost as error:
             return self._lost(error)
+        self._record.event("processes", attempt=self._record.status.attempt, pids=pids)
         return None
 
     def _ask_to_end(self) -> None:

@@ -131,14 +131,13 @@ class Cluster:
         return found
 
     def children(self, run: "Run", attempt: int) -> dict[int, psutil.Process]:
-        """The training processes of a run's attempt, by host, unless they were spares."""
-        found = {}
-        for process in self.home.processes():
-            with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                if "launcher.training.child" in words and _follows(words, "--run", run.directory.url, "--attempt", str(attempt)):
-                    found[int(process.environ()["PODLAUNCH_PROCESS_ID"])] = process
-        return found
+        """The training processes of a run's attempt, by host."""
+
+        def told() -> list[int]:
+            return [pid for event in run.events("processes") if event["attempt"] == attempt for pid in event["pids"]]
+
+        run.until(lambda: bool(told()), f"the processes of attempt {attempt}")
+        return {host: psutil.Process(pid) for host, pid in enumerate(told())}
 
     def supervisors(self, run: "Run") -> list[psutil.Process]:
         """The driver of the run's job, and the shell that is its parent where there is one."""

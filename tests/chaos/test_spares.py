@@ -1,5 +1,6 @@
 """A restart takes the processes that waited, with real JAX, on the shared cluster."""
 
+import contextlib
 import signal
 import time
 
@@ -12,15 +13,13 @@ from tests.integration.conftest import Home, eventually, launch_command
 pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 
-def processes_of(home: Home, run: str) -> dict[int, bool]:
-    """The pids of the run's training processes -> whether each began as a spare."""
-    found = {}
+def processes_of(home: Home, run: str) -> set[int]:
+    """The run's training processes, and those that wait to be one."""
+    found = set()
     for process in home.processes():
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             if "launcher.training.child" in process.cmdline() and str(home.run(run).path) in process.cmdline():
-                found[process.pid] = "PODLAUNCH_ORDERS_FD" in process.environ()
-        except psutil.NoSuchProcess:
-            continue
+                found.add(process.pid)
     return found
 
 
@@ -28,18 +27,18 @@ def test_a_restart_takes_the_spares(home: Home) -> None:
     run = home.run("spared")
     settings = ("trainer.steps=100000", "trainer.log_every=1", "trainer.checkpoint_every=20")
     process = home.start(*launch_command("run.name=spared", *settings))
-    eventually(lambda: sum(processes_of(home, "spared").values()) == 2, "a spare on each host")
+    eventually(lambda: any(run.metrics()), "a step")
+    training = {home.training_process("spared", host).pid for host in (0, 1)}
+    eventually(lambda: len(processes_of(home, "spared") - training) == 2, "a spare on each host")
     eventually(lambda: (home.status("spared").checkpoint or 0) >= 20, "a checkpoint")
-    first = processes_of(home, "spared")
-    spares = {pid for pid, spare in first.items() if spare}
-    victim = next(pid for pid, spare in first.items() if not spare)
+    spares = processes_of(home, "spared") - training
     killed = time.time()
-    psutil.Process(victim).send_signal(signal.SIGKILL)
+    home.training_process("spared", 0).send_signal(signal.SIGKILL)
     eventually(lambda: any(row["attempt"] == 1 for row in run.metrics()), "a step of the second attempt")
     row = next(row for row in run.metrics() if row["attempt"] == 1)
     print(f"\nSIGKILL to the next step: {row['time'] - killed:.1f} s")
-    assert spares <= set(processes_of(home, "spared")), "those that waited train now"
-    assert not (set(first) - spares) & set(processes_of(home, "spared"))
+    assert {home.training_process("spared", host).pid for host in (0, 1)} == spares, "those that waited train now"
+    assert not training & processes_of(home, "spared")
     assert home.tpu("train", "stop", "spared").returncode == 0
     output, _ = process.communicate(timeout=200)
     status = home.status("spared")

@@ -67,6 +67,11 @@ class Home:
         assert status is not None
         return status
 
+    def training_process(self, name: str, host: int) -> psutil.Process:
+        """Of the run's newest attempt."""
+        pids = [event["pids"] for event in self.run(name).events() if event["event"] == "processes"][-1]
+        return psutil.Process(pids[host])
+
     def marks(self, process: psutil.Process) -> bool:
         """Whether the process belongs to this home: our daemons and all that descend from them carry its state directory."""
         try:

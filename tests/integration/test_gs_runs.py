@@ -3,7 +3,6 @@
 import json
 import signal
 
-import psutil
 import pytest
 
 from cluster.storage import Bucket
@@ -18,16 +17,6 @@ SETTINGS = ("cluster.head=vm", f"run.root={ROOT}", "trainer=debug", "trainer.eva
 
 def losses(run: RunDirectory, attempt: int) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in run.metrics() if row["attempt"] == attempt and "loss" in row}
-
-
-def training_process(home: Home, process_id: str) -> psutil.Process:
-    for process in home.processes():
-        try:
-            if process.environ().get("PODLAUNCH_PROCESS_ID") == process_id and "launcher.training.child" in process.cmdline():
-                return process
-        except psutil.NoSuchProcess:
-            continue
-    raise AssertionError("no such training process")
 
 
 def test_a_run_on_gs_recovers_is_followed_resumed_and_stopped_from_there(alone: Home) -> None:
@@ -48,7 +37,7 @@ def test_a_run_on_gs_recovers_is_followed_resumed_and_stopped_from_there(alone: 
     run = RunDirectory(f"{ROOT}/one", endpoint)
     eventually(lambda: (status := run.status()) is not None and (status.checkpoint or 0) >= 10, "a checkpoint")
     data.unlink()
-    training_process(alone, "1").send_signal(signal.SIGKILL)
+    alone.training_process("one", 1).send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     status = run.status()

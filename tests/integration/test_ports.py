@@ -113,12 +113,16 @@ class Watched:
         return str(self.settings["ip"]) if mark.startswith("head-") else ""
 
 
+PLAIN = "run.spares=false"
+"""Of a spare the kernel does not show the environment that its orders brought."""
+
+
 @pytest.fixture(scope="module")
 def watched(home: Home) -> Iterator[Watched]:
     assert home.tpu("start").returncode == 0
     found = Watched(home, json.loads((home.state / "clusters" / "local" / "cluster.json").read_text()))
     with client_session(found):
-        settings = ("trainer.steps=100000", "trainer.checkpoint_every=100000", "trainer.seq_len=32", "trainer.eval_batches=1")
+        settings = ("trainer.steps=100000", "trainer.checkpoint_every=100000", "trainer.seq_len=32", "trainer.eval_batches=1", PLAIN)
         launch = home.start(*launch_command("run.name=watched", *settings))
         eventually(lambda: (status := home.run("watched").status()) is not None and status.step >= 1, "the run trains")
         yield found

@@ -3,7 +3,6 @@
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from launcher.runs import RunState
@@ -63,8 +62,7 @@ def test_a_killed_script_comes_to_the_same_end(home: Home, undisturbed: str) -> 
     process = home.start(*launch_command(*TRAIN, "run.name=nnx-killed"))
     run = home.run("nnx-killed")
     eventually(lambda: (run.path / "checkpoints" / "20").exists() and home.status("nnx-killed").step >= 25, "steps behind a checkpoint")
-    (victim,) = processes_of(home, "nnx-killed", process_id="1")
-    victim.send_signal(signal.SIGKILL)
+    home.training_process("nnx-killed", 1).send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     status = home.status("nnx-killed")
@@ -76,17 +74,6 @@ def test_a_killed_script_comes_to_the_same_end(home: Home, undisturbed: str) -> 
     assert found == expected
     assert all(row["loss"] == expected[row["step"]] for row in run.metrics())
     assert said(home, "nnx-killed", 0, PARAMETERS, attempt=1) == said(home, "nnx", 0, PARAMETERS), "the parameters too, bit by bit"
-
-
-def processes_of(home: Home, run: str, process_id: str) -> list[psutil.Process]:
-    found = []
-    for process in home.processes():
-        try:
-            if process.environ().get("JAX_PROCESS_ID") == process_id and str(home.run(run).path) in process.cmdline():
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 @pytest.mark.long

@@ -48,6 +48,15 @@ def test_the_smallest_slice_is_one_that_the_step_fits_however_far_the_estimate_i
     assert larger.slices.accelerator.chips > 8
 
 
+def test_points_are_chosen_by_how_their_names_begin() -> None:
+    assert [point.name for point in tpu_compile.points(("270m-full-v6e", "4b-lora-v6e-16"))] == [
+        "270m-full-v6e-16",
+        "4b-lora-v6e-16",
+        "270m-full-v6e-8-x2",
+        "270m-full-v6e-4",
+    ]
+
+
 def test_what_is_known_is_not_compiled_again(tmp_path: Path) -> None:
     results = tmp_path / "known.jsonl"
     results.write_text(json.dumps(row(2**30, 2**30)) + "\n")

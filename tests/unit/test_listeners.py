@@ -47,6 +47,7 @@ def test_every_row_has_a_name_of_its_own_and_grpc_with_a_token_names_its_service
         ("ray::Runner.next_events", WORKER),
         ("ray::IDLE", WORKER),
         ("python -m launcher.training.child /runs/a --attempt 0", TRAINING),
+        ("python -m launcher.training.warm", TRAINING),
         ("python -m cluster.vm.host_agent", None),
         ("python -m http.server", None),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.errors import PodlaunchError
+from cluster.secret_place import SecretPlace
 from launcher import code
 from launcher.config import JobConfig, LaunchConfig, RunConfig
 from launcher.gang import runner as runner_module
@@ -132,6 +133,14 @@ def test_the_first_process_begins_before_its_orders(run: RunDirectory, runner: R
     stepped(ahead)
     assert said(run, 3) == ["3", "own-3", str(first)]
     ahead.kill()
+
+
+def test_secrets_that_the_run_names_reach_its_process(runner: Runner, run: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").write_text('{"OWN": "secret"}')
+    place = SecretPlace(file=str(tmp_path / "secrets.json"))
+    pid = runner.start(0, {"PODLAUNCH_PROCESS_ID": "0"}, "logs/0/host-0.log", place.to_json())
+    stepped(runner)
+    assert said(run, 0) == ["0", "secret", str(pid)]
 
 
 def test_what_cannot_be_fetched_ahead_is_an_error_of_the_start(tmp_path: Path, runner: Runner) -> None:

@@ -70,13 +70,14 @@ class ScriptedGang:
         self.next_attempt = attempt
         self.calls.append("place")
 
-    def start(self, attempt: int, timeout: float) -> None:
+    def start(self, attempt: int, timeout: float) -> list[int]:
         if self.calls[-1] == "place":
             assert attempt == self.next_attempt, "what was begun ahead is what is started"
         self.calls.append(f"start {attempt}")
         if attempt == self._unreachable_at:
             raise GangLost("the actor is dead")
         self._script = self._scripts.pop(0)
+        return [11, 12]
 
     def poll(self, timeout: float) -> Script:
         self._clock.now += timeout
