@@ -76,6 +76,7 @@ def test_the_command_of_the_mission_uses_the_running_cluster_and_lowers_the_held
     print(f"\nfirst step {step['time'] - started:.1f} s after the command")
 
 
+@pytest.mark.long
 def test_a_run_survives_the_kill_of_a_training_process(home: Home, first: str) -> None:
     process = home.start(*launch_command("run.name=killed", "trainer.checkpoint_every=10", "trainer.steps=40", "trainer.log_every=1"))
     run = home.run("killed")

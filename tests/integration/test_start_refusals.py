@@ -317,6 +317,7 @@ def home() -> Iterator[Home]:
     shutil.rmtree(base)
 
 
+@pytest.mark.long
 def test_cluster_shows_what_its_autoscaler_was_refused_until_it_gets_its_slice(home: Home) -> None:
     def lines() -> list[str]:
         (row,) = json.loads(home.tpu("status", "--json").stdout)

@@ -124,6 +124,7 @@ def test_adapters_and_factored_moments_give_the_same_curve_too(cache: Path, what
         same(ours, expected)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 def test_the_kernel_of_tpus_on_a_split_sequence_gives_the_curve_of_plain_attention_on_one_device(cache: Path) -> None:
     """Interpreted; queries of a sequence on two devices, heads on two."""

@@ -80,6 +80,7 @@ def test_sigterm_to_one_process_stops_both_at_the_same_step_and_one_process_goes
     assert final_loss(run) == pytest.approx(final_loss(undisturbed), abs=2e-3)  # another order of sums
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_one_process_of_eight_devices_killed_and_resumed_gives_the_undisturbed_curve_bit_by_bit(
     undisturbed: Path, cache: Path, tmp_path: Path

@@ -7,17 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.integration.conftest import eventually
+
 
 def history(file: Path) -> list[dict[str, Any]]:
-    """The rows that the client would send."""
+    """The rows that the client would send, once its service has written the end of the run: `finish` may return before."""
+    eventually(lambda: any(kind == "exit" for kind, _ in records(file)), "the end of the run in W&B's file", limit=60)
+    return [
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for kind, record in records(file)
+        if kind == "history"
+    ]
+
+
+def records(file: Path) -> Iterator[tuple[str, Any]]:
+    """Kind and content."""
     internal: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    rows = []
     for content in log_records(file.read_bytes()):
         record = internal.Record()
         record.ParseFromString(content)
-        if record.WhichOneof("record_type") == "history":
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
-    return rows
+        yield record.WhichOneof("record_type"), record
 
 
 def log_records(content: bytes) -> Iterator[bytes]:
