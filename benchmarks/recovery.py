@@ -14,7 +14,7 @@ alternative once, in turn; the process that is killed is the second in even roun
                of the Ray job.
     recovery   from SIGKILL to the end of the first step that had not been done before, which repeats the steps since the last checkpoint.
 
-    podlaunch               as it is: a spare process a host
+    podlaunch               as it is: a spare process a host while a run trains, a warm one between runs
     podlaunch, no spares    run.spares=false
     JaxTrainer              as it is
     JaxTrainer, tuned       its timeouts cut, its health checks more frequent, and JAX's persistent compilation cache, which podlaunch sets
@@ -64,6 +64,9 @@ LIMIT_S = 240.0
 """For one launch, and for one recovery; what takes longer is written down as null."""
 SETTLE_S = 20.0
 """From the first step to the kill: the same for all. Spares are ready by then."""
+REST_S = 16.0
+"""Before each launch, the same for all: what the one before has left on the cluster comes to rest. On podlaunch's hosts a process is warmed
+for the next run meanwhile (launcher/gang/nursery.py); it idles while others are measured."""
 EVERY, PAUSE_S, STEPS = 40, 0.05, 1_000_000
 KILL_AFTER = 1
 """So many steps after a checkpoint, or a few more."""
@@ -164,6 +167,7 @@ def measure(home: Home, contender: Contender, run: str, victim: int) -> Sample:
     """One launch and one recovery. `victim`: the index of the process that is killed."""
     place = home.base / "places" / run
     place.mkdir(parents=True)
+    time.sleep(REST_S)
     told, sample = Told(place), Sample()
     commanded = time.time()
     contender.start(run, place)

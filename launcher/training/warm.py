@@ -28,17 +28,17 @@ _KEPT = ("PODLAUNCH_EVENT_FD", "PODLAUNCH_STOP_FD", "PODLAUNCH_REQUEST_FD", "POD
 def main() -> None:
     die_with_parent()
     may_be_looked_at()
-    before = read_by_imports(os.environ)
+    before = dict(os.environ)
     with contextlib.suppress(Exception):  # who is to run meets the same error, and has a log that says so
         import_gently(LIBRARIES)
     arguments, environment = read_orders(int(os.environ[ORDERS_FD_VARIABLE]))
-    kept = {name: os.environ[name] for name in _KEPT}
-    os.environ.clear()
-    os.environ.update({**environment, **kept})
-    if read_by_imports(os.environ) == before and imports_for(Path(arguments[0])):
-        become(arguments)
-    else:
-        os.execv(sys.executable, [sys.executable, "-m", _CHILD, *arguments])
+    environment |= {name: before[name] for name in _KEPT}
+    if read_by_imports(environment) != read_by_imports(before) or not imports_for(arguments, environment):
+        os.execve(sys.executable, [sys.executable, "-m", _CHILD, *arguments], environment)
+    for name in before.keys() - environment.keys():
+        os.environ.pop(name, None)
+    os.environ.update(environment)  # beside what imports have set there: JAX tells libtpu of itself so
+    become(arguments)
 
 
 def read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
@@ -47,11 +47,13 @@ def read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in names}
 
 
-def imports_for(run_dir: Path) -> bool:
+def imports_for(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether what is imported is what the run will import: our training does, a program of the user's if it names JAX and has no eye on
     its environment.
     """
-    return "jax" in sys.modules and (program_of(run_dir) is None or "jax" in libraries_of(Path(os.environ["PODLAUNCH_USER_CODE"])))
+    if "jax" not in sys.modules:
+        return False
+    return program_of(Path(arguments[0])) is None or "jax" in libraries_of(Path(environment["PODLAUNCH_USER_CODE"]))
 
 
 def become(arguments: Sequence[str]) -> None:
