@@ -23,7 +23,8 @@ import jax
 from jax._src import xla_bridge
 from launcher.training import script
 told = {"already": already, "devices": jax.device_count(), "async": xla_bridge._CPU_ENABLE_ASYNC_DISPATCH.value,
-        "cache": jax.config.jax_compilation_cache_dir, "x64": jax.config.jax_enable_x64, "code": script.__file__, "by_jax": os.getenv("TPU_SKIP_MDS_QUERY")}
+        "cache": jax.config.jax_compilation_cache_dir, "x64": jax.config.jax_enable_x64, "code": script.__file__,
+        "by_jax": os.getenv("TPU_SKIP_MDS_QUERY")}
 print(json.dumps(told), flush=True)
 """
 
