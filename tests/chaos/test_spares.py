@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from launcher.runs import RunState
-from tests.integration.conftest import Home, eventually, launch_command
+from tests.integration.conftest import Home, eventually, launch_command, training_process
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
@@ -28,16 +28,16 @@ def test_a_restart_takes_the_spares(home: Home) -> None:
     settings = ("trainer.steps=100000", "trainer.log_every=1", "trainer.checkpoint_every=20")
     process = home.start(*launch_command("run.name=spared", *settings))
     eventually(lambda: any(run.metrics()), "a step")
-    training = {home.training_process("spared", host).pid for host in (0, 1)}
+    training = {training_process(home.run("spared"), host).pid for host in (0, 1)}
     eventually(lambda: len(processes_of(home, "spared") - training) == 2, "a spare on each host")
     eventually(lambda: (home.status("spared").checkpoint or 0) >= 20, "a checkpoint")
     spares = processes_of(home, "spared") - training
     killed = time.time()
-    home.training_process("spared", 0).send_signal(signal.SIGKILL)
+    training_process(home.run("spared"), 0).send_signal(signal.SIGKILL)
     eventually(lambda: any(row["attempt"] == 1 for row in run.metrics()), "a step of the second attempt")
     row = next(row for row in run.metrics() if row["attempt"] == 1)
     print(f"\nSIGKILL to the next step: {row['time'] - killed:.1f} s")
-    assert {home.training_process("spared", host).pid for host in (0, 1)} == spares, "those that waited train now"
+    assert {training_process(home.run("spared"), host).pid for host in (0, 1)} == spares, "those that waited train now"
     assert not training & processes_of(home, "spared")
     assert home.tpu("train", "stop", "spared").returncode == 0
     output, _ = process.communicate(timeout=200)

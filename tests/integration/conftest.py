@@ -67,11 +67,6 @@ class Home:
         assert status is not None
         return status
 
-    def training_process(self, name: str, host: int) -> psutil.Process:
-        """Of the run's newest attempt."""
-        pids = [event["pids"] for event in self.run(name).events() if event["event"] == "processes"][-1]
-        return psutil.Process(pids[host])
-
     def marks(self, process: psutil.Process) -> bool:
         """Whether the process belongs to this home: our daemons and all that descend from them carry its state directory."""
         try:
@@ -81,6 +76,12 @@ class Home:
 
     def processes(self) -> list[psutil.Process]:
         return [process for process in psutil.process_iter() if process.pid != os.getpid() and self.marks(process)]
+
+
+def training_process(run: RunDirectory, host: int) -> psutil.Process:
+    """Of the run's newest attempt."""
+    pids = [event["pids"] for event in run.events() if event["event"] == "processes"][-1]
+    return psutil.Process(pids[host])
 
 
 def launch_command(*overrides: str) -> list[str]:

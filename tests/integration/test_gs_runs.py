@@ -7,7 +7,7 @@ import pytest
 
 from cluster.storage import Bucket
 from launcher.runs import RunDirectory, RunState
-from tests.integration.conftest import Home, eventually, launch_command
+from tests.integration.conftest import Home, eventually, launch_command, training_process
 
 pytestmark = pytest.mark.timeout(500)
 ROOT = "gs://my-runs/team/runs"
@@ -37,7 +37,7 @@ def test_a_run_on_gs_recovers_is_followed_resumed_and_stopped_from_there(alone: 
     run = RunDirectory(f"{ROOT}/one", endpoint)
     eventually(lambda: (status := run.status()) is not None and (status.checkpoint or 0) >= 10, "a checkpoint")
     data.unlink()
-    alone.training_process("one", 1).send_signal(signal.SIGKILL)
+    training_process(run, 1).send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     status = run.status()

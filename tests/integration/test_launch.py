@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.runs import RunState
-from tests.integration.conftest import SECRET, Home, eventually, launch_command, read_lines
+from tests.integration.conftest import SECRET, Home, eventually, launch_command, read_lines, training_process
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -82,7 +82,7 @@ def test_a_run_survives_the_kill_of_a_training_process(home: Home, first: str) -
     run = home.run("killed")
     eventually(lambda: (status := run.status()) is not None and (status.checkpoint or 0) >= 10, "a checkpoint")
     eventually(lambda: home.status("killed").step >= 13, "steps that no checkpoint holds")
-    home.training_process("killed", 1).send_signal(signal.SIGKILL)
+    training_process(home.run("killed"), 1).send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     status = home.status("killed")

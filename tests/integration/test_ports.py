@@ -123,10 +123,10 @@ def watched(home: Home) -> Iterator[Watched]:
     found = Watched(home, json.loads((home.state / "clusters" / "local" / "cluster.json").read_text()))
     with client_session(found):
         settings = ("trainer.steps=100000", "trainer.checkpoint_every=100000", "trainer.seq_len=32", "trainer.eval_batches=1", PLAIN)
-        launch = home.start(*launch_command("run.name=watched", *settings))
-        eventually(lambda: (status := home.run("watched").status()) is not None and status.step >= 1, "the run trains")
+        launch = home.start(*launch_command("run.name=scanned", *settings))
+        eventually(lambda: (status := home.run("scanned").status()) is not None and status.step >= 1, "the run trains")
         yield found
-        assert home.tpu("train", "stop", "watched").returncode == 0
+        assert home.tpu("train", "stop", "scanned").returncode == 0
         launch.communicate(timeout=120)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher.runs import RunState
-from tests.integration.conftest import ROOT, Home, eventually, launch_command
+from tests.integration.conftest import ROOT, Home, eventually, launch_command, training_process
 
 pytestmark = pytest.mark.timeout(400)
 EXAMPLES = f"run.code={ROOT / 'examples'}"
@@ -62,7 +62,7 @@ def test_a_killed_script_comes_to_the_same_end(home: Home, undisturbed: str) -> 
     process = home.start(*launch_command(*TRAIN, "run.name=nnx-killed"))
     run = home.run("nnx-killed")
     eventually(lambda: (run.path / "checkpoints" / "20").exists() and home.status("nnx-killed").step >= 25, "steps behind a checkpoint")
-    home.training_process("nnx-killed", 1).send_signal(signal.SIGKILL)
+    training_process(home.run("nnx-killed"), 1).send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     status = home.status("nnx-killed")

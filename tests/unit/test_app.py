@@ -38,7 +38,8 @@ def test_a_submission_carries_names_of_secrets_and_never_values(
     assert app.submit(cluster, run, config, b"zip") == "r-1"
     (posted,) = head.posted
     assert "s3cret" not in json.dumps(posted)
-    assert posted["metadata"] == {"name": "r", "run_directory": str(run.path)}
+    metadata = {"job_name": "r", "run_directory": str(run.path), "cluster": "c", "attempt": "1", "total_steps": "60"}
+    assert posted["metadata"] == metadata
     (file,) = (tmp_path / "state" / "clusters" / "c" / "secrets").iterdir()
     assert json.loads(file.read_text()) == {"HF_TOKEN": "s3cret"}
     assert file.stat().st_mode & 0o777 == 0o600
