@@ -35,6 +35,7 @@ from typing import NoReturn
 
 from launcher.entrypoint import Entrypoint
 from launcher.training.compilation_cache import keep_on_every_host
+from launcher.training.coordinator import await_coordinator
 from launcher.training.program import ProgramFailed, program_of, run_program
 from launcher.training.reporter import Reporter, reporter_from_environment
 from launcher.training.spare import ORDERS_FD_VARIABLE, take_orders
@@ -186,6 +187,8 @@ def connect(gang: Gang) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)  # type: ignore[no-untyped-call]
     if gang.processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]
+        if gang.process > 0 and gang.coordinator is not None:
+            await_coordinator(gang.coordinator)
         # Process 0 serves at its own address only: JAX would take all interfaces, and asks nobody who they are.
         jax.distributed.initialize(gang.coordinator, gang.processes, gang.process, coordinator_bind_address=gang.coordinator)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import wrapt
 
+from launcher.training.coordinator import await_coordinator
+
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _CLUSTERS = "jax._src.clusters"  # JAX publishes no other name for it; the version is pinned
 
@@ -31,6 +33,8 @@ def _register(clusters: Any) -> None:
 
         @classmethod
         def get_coordinator_address(cls, timeout_secs: int | None, override_coordinator_port: str | None) -> str:  # noqa: ARG003  # JAX's
+            if cls.get_process_id() > 0:
+                await_coordinator(os.environ[COORDINATOR])
             return os.environ[COORDINATOR]
 
         @classmethod

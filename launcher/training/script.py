@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+from launcher.training.coordinator import await_coordinator
 from launcher.training.reporter import StepThrottle, reporter_from_environment
 from launcher.training.rows import Rows
 
@@ -43,6 +44,8 @@ def initialize() -> None:
     if processes > 1:
         import jax
 
+        if _process() > 0:
+            await_coordinator(os.environ["JAX_COORDINATOR_ADDRESS"])
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], processes, _process())
 
 
