@@ -178,7 +178,7 @@ def test_the_helper_is_light() -> None:
     program = "import json, sys; from launcher.training import script; print(json.dumps(sorted(sys.modules)))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     out = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60, check=True).stdout
-    ours = ["launcher", "launcher.training", "launcher.training.reporter", "launcher.training.rows", "launcher.training.script"]
+    ours = ["launcher", "launcher.training", *(f"launcher.training.{name}" for name in ("coordinator", "reporter", "rows", "script"))]
     imported = json.loads(out)
     assert [name for name in imported if name.split(".")[0] == "launcher"] == ours
     assert not {"jax", "ray", "yaml", "cluster", "numpy"} & set(imported)
