@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import ClusterConfig
 from launcher import code
-from launcher.config import JobConfig, LaunchConfig, RunConfig
 from launcher.gang.pipes import start
-from launcher.runs import RunDirectory
 from tests.integration.conftest import ROOT
+from tests.script_run import make_script_run
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -29,16 +27,6 @@ print(json.dumps(told), flush=True)
 """
 
 
-def make_run(folder: Path, program: str) -> RunDirectory:
-    (folder / "code").mkdir()
-    (folder / "code" / "main.py").write_text(program)
-    cluster = ClusterConfig(name="c", accelerator_type="v4-16", cloud="emulated")
-    run = RunDirectory(folder / "run")
-    run.create(LaunchConfig(cluster, job=JobConfig("script", "main.py"), run=RunConfig(name="a")))
-    run.write_code(code.pack(folder / "code"))
-    return run
-
-
 @pytest.mark.parametrize(
     ("program", "own", "already"),
     [
@@ -48,7 +36,7 @@ def make_run(folder: Path, program: str) -> RunDirectory:
     ],
 )
 def test_a_warm_process_becomes_that_of_a_run(tmp_path: Path, program: str, own: dict[str, str], already: bool) -> None:
-    run = make_run(tmp_path, program)
+    run = make_script_run(tmp_path, program)
     unpacked = code.unpack(run.read_code(), tmp_path / "unpacked")
     host = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=3", "PYTHONSAFEPATH": "1"}
     host["PYTHONPATH"] = str(ROOT)

@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.config import ClusterConfig
 from cluster.errors import PodlaunchError
 from cluster.secret_place import SecretPlace
 from launcher import code
-from launcher.config import JobConfig, LaunchConfig, RunConfig
+from launcher.config import RunConfig
 from launcher.gang import runner as runner_module
 from launcher.gang.runner import Child, Event, Runner
 from launcher.runs import RunDirectory
 from launcher.training.spare import libraries_of
+from tests.script_run import make_script_run
 
 _AS_MODULE = "import runpy; runpy.run_module('launcher.training.child', run_name='__main__', alter_sys=True)"
 WAITS = """
@@ -35,15 +35,7 @@ while not script.preempted():
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "main.py").write_text(WAITS)
-    config = LaunchConfig(
-        ClusterConfig(name="c", accelerator_type="v4-16", cloud="emulated"), job=JobConfig("script", "main.py"), run=RunConfig(name="a")
-    )
-    directory = RunDirectory(tmp_path / "run")
-    directory.create(config)
-    directory.write_code(code.pack(tmp_path / "code"))
-    return directory
+    return make_script_run(tmp_path, WAITS)
 
 
 @pytest.fixture
