@@ -57,7 +57,7 @@ PAGES = {
         files={"conf/local/default.yaml": SMALL, "pairs.jsonl": PAIRS, "train.py": PROGRAM, "config.yaml": CONFIG},
         meanwhile=("podlaunch run.name=mine run.resume=true trainer.lr=1e-5 trainer.steps=400",),
     ),
-    "docs/monitoring.md": Page(files={"conf/local/default.yaml": SMALL}, before=(TRAINS,), meanwhile=(TRAINS,)),
+    "docs/monitoring.md": Page(files={"conf/local/default.yaml": SMALL}, before=(TRAINS,), meanwhile=(TRAINS,), long=True),
     "docs/recovery.md": Page(files={"conf/local/default.yaml": SMALL}, before=("podlaunch run.name=mine",), long=True),
     "docs/sweeps.md": Page(files={"conf/local/default.yaml": SMALL}, long=True),
     "docs/check-before-you-pay.md": Page(long=True),
