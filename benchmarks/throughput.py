@@ -35,7 +35,9 @@ import numpy as np
 from benchmarks.measure import ROOT, Failed, last_line, machine, median, ratio, run_benchmark, table
 from launcher.models.registry import VARIANTS
 
-OURS = "podlaunch"
+OURS, COMPILED = "podlaunch", "transformers, torch.compile"
+WARM = 2
+"""Steps of each contender in each round that are not timed."""
 SAME_LOSS = 1e-3
 """Relative."""
 LIMIT_S = 900.0
@@ -63,7 +65,7 @@ class Visit:
     first: float
     """Seconds from the start of the process to the end of its first step."""
     seconds: float
-    """Of all other steps, as the next."""
+    """Of all steps after the second, as the next."""
     cpu_seconds: float
     losses: list[float]
     """Of all steps, nats a token."""
@@ -72,7 +74,7 @@ class Visit:
     @property
     def steps(self) -> int:
         """That were timed."""
-        return len(self.losses) - 1
+        return len(self.losses) - WARM
 
 
 def commands(peer: Path, folder: Path, work: Work) -> dict[str, list[str]]:
@@ -82,7 +84,7 @@ def commands(peer: Path, folder: Path, work: Work) -> dict[str, list[str]]:
     return {
         OURS: [sys.executable, str(ROOT / "benchmarks" / "steps.py"), *arguments],
         "transformers": torch,
-        "transformers, torch.compile": [*torch, "--compile"],
+        COMPILED: [*torch, "--compile"],
     }
 
 
@@ -114,9 +116,9 @@ def visit(name: str, command: Sequence[str], folder: Path) -> Visit:
 
 
 def write_tokens(path: Path, work: Work, steps: int, batch: int, length: int) -> None:
-    """Of `steps` steps and the one before them."""
+    """Of `steps` steps and those before them."""
     vocab = VARIANTS[work.variant].vocab
-    np.save(path, np.random.default_rng(0).integers(0, vocab, (steps + 1, batch, length + 1), dtype=np.int32))
+    np.save(path, np.random.default_rng(0).integers(0, vocab, (steps + WARM, batch, length + 1), dtype=np.int32))
 
 
 def report(visits: Mapping[str, Sequence[Visit]], tokens: int) -> dict[str, Any]:
@@ -154,13 +156,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peer", type=Path, help="the interpreter of an environment with transformers and torch")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="that are timed in each round, after the first")
+    parser.add_argument("--steps", type=int, default=3, help="that are timed in each round")
     parser.add_argument("--batch", type=int, default=1, help="sequences of a step")
     parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
     parser.add_argument("--variant", default="gemma3-270m", help="of Gemma 3")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile, which compiles for minutes")
     arguments = parser.parse_args()
     work, folder = Work(arguments.variant), Path(tempfile.mkdtemp(prefix="podlaunch-bench-"))
     contenders = commands(arguments.peer, folder, work)
+    if arguments.eager:
+        del contenders[COMPILED]
     visits: dict[str, list[Visit]] = {name: [] for name in contenders}
     try:
         write_tokens(folder / "tokens.npy", work, arguments.steps, arguments.batch, arguments.length)

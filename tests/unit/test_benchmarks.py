@@ -108,10 +108,11 @@ def test_overhead_counts_steps_after_the_warm_ones_and_what_checkpoints_block() 
     assert overhead.blocking_share([*rows, *saves, evaluation], steps=40) == pytest.approx(0.1 / (0.5 * 39 + 5.0))
 
 
-def test_throughput_is_of_the_steps_after_the_first_and_the_losses_tell_whether_the_work_was_the_same() -> None:
+def test_throughput_is_of_the_steps_after_the_warm_ones_and_the_losses_tell_whether_the_work_was_the_same() -> None:
+    losses = [5.0, 4.5, 4.0, 3.0]
     visits = {
-        "podlaunch": [Visit(50.0, 4.0, 6.0, [5.0, 4.0, 3.0]), Visit(9.0, 2.0, 2.0, [5.0, 4.0, 3.0]), Visit(7.0, 2.0, 4.0, [5.0, 4.0, 3.0])],
-        "peer": [Visit(90.0, 1.0, 1.0, [5.0, 4.0, 3.03])],
+        "podlaunch": [Visit(50.0, 4.0, 6.0, losses), Visit(9.0, 2.0, 2.0, losses), Visit(7.0, 2.0, 4.0, losses)],
+        "peer": [Visit(90.0, 1.0, 1.0, [5.0, 4.5, 4.0, 3.03])],
     }
     result = throughput.report(visits, tokens=512)
     assert result["medians"]["podlaunch"] == {
