@@ -99,7 +99,7 @@ def check_looks(process: "subprocess.Popen[str]") -> None:
 
 
 def test_a_killed_script_comes_to_the_same_end_and_its_status_tells_of_every_state(home: Home, undisturbed: str) -> None:
-    watch = home.start(sys.executable, "-c", LOOK_AGAIN_AND_AGAIN, "nnx-killed")
+    watch = home.start(sys.executable, "-P", "-c", LOOK_AGAIN_AND_AGAIN, "nnx-killed")
     process = home.start(*launch_command(*TRAIN, "run.name=nnx-killed"))
     run = home.run("nnx-killed")
     eventually(lambda: (run.path / "checkpoints" / "20").exists() and home.status("nnx-killed").step >= 25, "steps behind a checkpoint")
