@@ -65,6 +65,13 @@ class Point:
         return load(compose_config(overrides(self)))
 
 
+def named(name: str) -> Point:
+    """The point that is called so."""
+    size, kind, slices = name.split("-", 2)
+    accelerator_type, _, several = slices.partition("-x")
+    return Point(size, kind == "lora", accelerator_type, int(several or 1))
+
+
 def overrides(point: Point) -> list[str]:
     """The settings of a launch, as on the command line."""
     profile = "v5e" if point.accelerator_type.startswith("v5litepod") else point.accelerator_type.partition("-")[0]
@@ -190,9 +197,10 @@ def _gib(size: float | None) -> float | None:
 
 
 def estimate_ratio(row: Mapping[str, Any]) -> float | None:
-    """The estimate by the compiler's bytes."""
-    compiler = row["compiler"]
-    return ratio(row["estimated"]["bytes"]["total"], compiler.get("total_bytes") or compiler.get("needed_bytes"))
+    """The estimate by the compiler's bytes; without the code of a program that has none yet."""
+    compiler, estimated = row["compiler"], row["estimated"]["bytes"]
+    code = 0.0 if compiler["compiles"] else estimated["program"]
+    return ratio(estimated["total"] - code, compiler.get("total_bytes") or compiler.get("needed_bytes"))
 
 
 def verdict(found: Mapping[str, Mapping[str, Any]], wanted: Sequence[Point]) -> dict[str, Any]:
@@ -220,15 +228,20 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[""], metavar="POINT", help="points whose names begin so")
     parser.add_argument("--results", type=Path, default=Path("tpu-compile.jsonl"), help="what is known, a line a point")
     parser.add_argument("--quick", action="store_true", help="only as far as every buffer has its place")
+    parser.add_argument("--table", action="store_true", help="only show what is known")
     parser.add_argument("--list", action="store_true", help="name the points and end")
     arguments = parser.parse_args()
-    wanted = list(points(tuple(arguments.only)))
+    if arguments.table:
+        known = {row["point"]: row for row in Lines(arguments.results).all() if row["point"].startswith(tuple(arguments.only))}
+        wanted = [named(name) for name in known]
+    else:
+        wanted = list(points(tuple(arguments.only)))
     if not wanted:
         raise Failed(f"no point begins with {' or '.join(arguments.only)}; --list names them")
     if arguments.list:
         print("\n".join(point.name for point in wanted))
         return 0
-    found = fill(wanted, arguments.results, arguments.quick)
+    found = fill(wanted, arguments.results, arguments.quick or arguments.table)
     print(show(found))
     result = verdict(found, wanted)
     print(last_line(result))

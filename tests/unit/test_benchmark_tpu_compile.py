@@ -31,7 +31,7 @@ def row(total: float, estimate: float, *, good: bool = True, fused: bool = True,
             "cpu_seconds": 15.6,
         },
         "estimated": {
-            "bytes": {"total": estimate},
+            "bytes": {"total": estimate, "program": 0.1 * estimate},
             "step_seconds_at_least": 0.02,
             "bound_by": "HBM",
             "tokens_per_second_at_most": 1e6,
@@ -42,6 +42,7 @@ def row(total: float, estimate: float, *, good: bool = True, fused: bool = True,
 
 def test_a_point_is_the_launch_that_a_user_would_give() -> None:
     assert POINT.name == "270m-lora-v6e-8-x2"
+    assert [tpu_compile.named(point.name) for point in (POINT, Point("1b", False, "v5p-8"))] == [POINT, Point("1b", False, "v5p-8")]
     config = POINT.config
     assert (config.slices.accelerator.name, config.slices.slices, config.training.model.lora.rank) == ("v6e-8", 2, tpu_compile.LORA_RANK)
     assert (config.trainer.batch_size, config.trainer.seq_len, config.trainer.compute_dtype) == (32, 2048, "bfloat16")
@@ -89,12 +90,13 @@ def test_the_last_line_names_what_is_bad_and_what_the_estimate_misses() -> None:
     assert met(fine)
     assert fine["estimate_ratios"] == {POINT.name: 1.1}
     assert "\n" not in last_line(fine)
+    placed = verdict({POINT.name: row(2**30, 1.1 * 2**30, compiles=None)}, [POINT])
+    assert placed["estimate_ratios"] == {POINT.name: 0.99}, "no code yet"
     off = verdict({POINT.name: row(2**30, 1.2 * 2**30)}, [POINT])
     assert off["estimate_off"] == [POINT.name]
     plain = verdict({POINT.name: row(2**30, 2**30, fused=False)}, [POINT])
     assert plain["bad"] == [POINT.name]
     assert (fine["compiled"], fine["only_placed"]) == (1, [])
-    placed = verdict({POINT.name: row(2**30, 2**30, compiles=None)}, [POINT])
     assert (placed["compiled"], placed["only_placed"]) == (0, [POINT.name])
     missing = verdict({}, [POINT])
     assert missing["not_run"] == [POINT.name]
