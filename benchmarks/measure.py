@@ -125,8 +125,6 @@ def local_cluster(*, keep: bool = False) -> Iterator[Home]:
 
     `keep`: leave its folder, with runs and logs, for a look.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     home = Home(Path(tempfile.mkdtemp(prefix="podlaunch-bench-")))
     home.work.mkdir()
     os.environ.update(home.places)
@@ -160,7 +158,9 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def run_benchmark(main: Callable[[], int]) -> None:
-    """Exits with what `main` returns; 1 with one line for what a user can do something about, 130 for Ctrl-C."""
+    """Exits with what `main` returns; 1 with one line for what a user can do something about, 130 for Ctrl-C and SIGTERM."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         code = main()
     except Failed as error:

@@ -19,8 +19,7 @@ from cluster.errors import ClusterError, ConfigError
 from cluster.tpu.lifecycle import Life
 from cluster.tpu.provider import TPUProvider
 from cluster.tpu.slices import OWNER_LABEL, ClusterSlice
-from cluster.vm.host_agent import SETTINGS_VARIABLE
-from cluster.vm.settings import HostSettings
+from cluster.vm.settings import SETTINGS_VARIABLE, HostSettings
 
 log = logging.getLogger(__name__)
 Run = Callable[[Sequence[str]], None]

@@ -396,6 +396,7 @@ Ports are free ones, chosen at every start, so the first rule names none. The th
 network has wider rules of a lower priority, such as those that Google puts into the network `default`, which let SSH and ICMP in from
 everywhere: give those a look, `gcloud compute firewall-rules list --filter=network=podlaunch`. Then start the cluster in it:
 
+<!-- not run: needs Google Cloud; docs/first-day-on-google-cloud.md starts slices with these settings -->
 ```bash
 tpu start v5e network=podlaunch subnetwork=podlaunch external_ips=false tags=[podlaunch]
 ```

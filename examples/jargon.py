@@ -1,7 +1,7 @@
 """Fine-tunes a small Gemma of our own on a dictionary, all weights and LoRA, and draws how each learns.
 
-    sudo apt-get install dict-jargon            # the Jargon File, 2,307 entries, public domain
-    python examples/jargon.py --figure jargon.svg
+    apt-get download dict-jargon && dpkg-deb -x dict-jargon_*.deb jargon     # the Jargon File, 2,307 entries, public domain
+    python examples/jargon.py --dictionary jargon/usr/share/dictd --figure jargon.svg
 
 Three runs of `python -m launcher.training`, one process without a cluster; the commands are printed as they are run. The first trains on
 the source code of Python's library and exports a model; the others go on from that model with the dictionary, of which 2 % is held out.
@@ -10,8 +10,8 @@ The last line is one JSON object with the held-out losses.
 
 import argparse
 import gzip
-import importlib
 import json
+import os
 import shlex
 import string
 import subprocess
@@ -19,13 +19,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 DICTIONARY = Path("/usr/share/dictd")
 BASE, FULL, LORA = "jargon-base", "jargon-full", "jargon-lora"
-BASE_STEPS, STEPS = 300, 200
+BASE_STEPS, STEPS = 150, 100
 EVALUATIONS = 5
-"""During each fine-tuning."""
+"""Of the held-out loss during each run, the last among them."""
 _DIGITS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
 
 
@@ -57,17 +56,18 @@ def write_records(folder: Path, path: Path) -> int:
 
 def commands(records: Path, root: Path, base_steps: int, steps: int) -> dict[str, list[str]]:
     """Name of a run -> its command."""
-    common = [f"run.root={root}", "trainer.checkpoint_every=1000"]
-    tuned = [
-        *("data=jsonl", f"data.path={records}", f"model.weights={root}/{BASE}/export"),
-        *(f"trainer.steps={steps}", f"trainer.eval_every={max(1, steps // EVALUATIONS)}"),
-    ]
+    tuned = ["data=jsonl", f"data.path={records}", f"model.weights={root}/{BASE}/export"]
     own = {
-        BASE: [f"trainer.steps={base_steps}"],
-        FULL: [*tuned, "trainer.lr=1e-3"],
-        LORA: [*tuned, "trainer.lr=5e-3", "model.lora.rank=16"],
+        BASE: [*_length(base_steps)],
+        FULL: [*tuned, *_length(steps), "trainer.lr=1e-3"],
+        LORA: [*tuned, *_length(steps), "trainer.lr=1e-2", "model.lora.rank=16"],
     }
+    common = [f"run.root={root}", "trainer.checkpoint_every=1000"]
     return {name: ["python", "-m", "launcher.training", f"run.name={name}", *settings, *common] for name, settings in own.items()}
+
+
+def _length(steps: int) -> tuple[str, str]:
+    return f"trainer.steps={steps}", f"trainer.eval_every={max(1, steps // EVALUATIONS)}"
 
 
 def held_out(run: Path) -> dict[int, float]:
@@ -76,18 +76,22 @@ def held_out(run: Path) -> dict[int, float]:
     return {row["step"]: row["held_out_loss"] for row in rows if "held_out_loss" in row}
 
 
-def draw(curves: dict[str, dict[int, float]], figure: Path) -> None:
-    importlib.import_module("matplotlib").use("svg")
-    plt: Any = importlib.import_module("matplotlib.pyplot")
-    plt.rcParams["svg.hashsalt"] = "jargon"  # the same file for the same curves
-    plot, axes = plt.subplots(figsize=(7, 4))
-    for name, curve in curves.items():
-        axes.plot(list(curve), list(curve.values()), marker="o", markersize=3, label=name)
-    axes.set(xlabel="step", ylabel="held-out loss, nats a byte", title="gemma3-nano, from Python code to the Jargon File")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    plot.tight_layout()
-    plot.savefig(figure, metadata={"Date": None})
+def draw(base: dict[int, float], tuned: dict[str, dict[int, float]], figure: Path) -> None:
+    """Two panels: the run on Python's code, and those on the dictionary that begin with what it exported."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "jargon", "svg.fonttype": "none"}):  # the same file for the same curves
+        plot = Figure(figsize=(9, 3.8), layout="constrained")
+        left, right = plot.subplots(1, 2)
+        for axes, title, curves in ((left, "Python's library", {"base": base}), (right, "then the Jargon File", tuned)):
+            for name, curve in curves.items():
+                axes.plot(list(curve), list(curve.values()), marker="o", markersize=3, label=name)
+            axes.set(title=title, xlabel="step")
+            axes.grid(alpha=0.3)
+            axes.legend()
+        left.set_ylabel("held-out loss, nats a byte")
+        plot.savefig(figure, format="svg", metadata={"Date": None})
 
 
 def main() -> None:
@@ -99,22 +103,31 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="an SVG file; needs matplotlib: pip install matplotlib")
     arguments = parser.parse_args()
     if not (arguments.dictionary / "jargon.index").exists():
-        sys.exit(f"there is no jargon.index in {arguments.dictionary}; sudo apt-get install dict-jargon, or give --dictionary")
+        sys.exit(f"there is no jargon.index in {arguments.dictionary}: unpack Debian's dict-jargon and give its folder with --dictionary")
     arguments.root.mkdir(parents=True, exist_ok=True)
     records = arguments.root / "jargon.jsonl"
     print(f"{write_records(arguments.dictionary, records)} records in {records}", flush=True)
     began = time.monotonic()
-    for command in commands(records, arguments.root, arguments.base_steps, arguments.steps).values():
+    for name, command in commands(records, arguments.root, arguments.base_steps, arguments.steps).items():
         print(f"\n$ {shlex.join(command)}", flush=True)
-        subprocess.run([sys.executable, *command[1:]], check=True)
-    seconds = time.monotonic() - began
-    curves = {"all weights": held_out(arguments.root / FULL), "LoRA, rank 16": held_out(arguments.root / LORA)}
+        if code := subprocess.run([sys.executable, *command[1:]], check=False).returncode:
+            sys.exit(f"{name} ended with exit code {code}")
+    spent, seconds = os.times(), time.monotonic() - began
+    base = held_out(arguments.root / BASE)
+    tuned = {"all weights": held_out(arguments.root / FULL), "LoRA, rank 16": held_out(arguments.root / LORA)}
     if arguments.figure:
-        draw(curves, arguments.figure)
-    print(json.dumps({"seconds": round(seconds, 1), "steps": arguments.steps} | {name: ends(curve) for name, curve in curves.items()}))
+        draw(base, tuned, arguments.figure)
+    result = {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(spent.children_user + spent.children_system, 1),
+        "base_steps": arguments.base_steps,
+        "steps": arguments.steps,
+    }
+    print(json.dumps(result | {name: ends(curve) for name, curve in {"base": base, **tuned}.items()}))
 
 
-def ends(curve: dict[int, float]) -> dict[str, Any]:
+def ends(curve: dict[int, float]) -> dict[str, float]:
+    """Before the first step and after the last."""
     before, after = curve[min(curve)], curve[max(curve)]
     return {"before": round(before, 4), "after": round(after, 4), "improved": round(1 - after / before, 4)}
 

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
@@ -50,7 +50,7 @@ _LOCK = "alone.lock"
 
 def main() -> None:
     """Ends the interpreter with the exit code of `launch.py`."""
-    parser = argparse.ArgumentParser(prog="python -m launcher.training", description="Train in this process alone.")
+    parser = _Parser(prog="python -m launcher.training", description="Train in this process alone.")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for launch.py")
     parser.add_argument("--config", type=Path, help="a YAML file of settings, such as the config.yaml of a run")
     parser.add_argument("--output-dir", type=Path, help="the run directory; by default run.root/run.name, as for launch.py")
@@ -67,6 +67,14 @@ def main() -> None:
         return train(config, Console())
 
     sys.exit(guarded(run, "training"))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Whose errors are one line, as those of all commands."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; `--help` tells what there is", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
 
 
 def train(config: LaunchConfig, console: Console) -> int:

@@ -1,6 +1,8 @@
 """From the command line to a finished run; shared by launch.py, the console script `podlaunch` and `tpu train run`."""
 
+import contextlib
 import dataclasses
+import io
 import logging
 import os
 import sys
@@ -146,6 +148,18 @@ def _run_command_line(arguments: Sequence[str]) -> int:
     return launch(load(compose_config(arguments)), Console())
 
 
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for flags that Hydra does not know, at which it would print all that it does know."""
+    from hydra._internal.utils import get_args_parser
+
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            get_args_parser().parse_args(arguments)
+        except SystemExit:
+            reason = said.getvalue().rpartition(" error: ")[2].strip()
+            raise ConfigError(f"{reason}; `--help` tells what there is") from None
+
+
 def _run_hydra(arguments: Sequence[str]) -> int:
     import hydra
     from hydra.errors import HydraException
@@ -153,6 +167,7 @@ def _run_hydra(arguments: Sequence[str]) -> int:
 
     register_schema()
     sys.argv[1:] = spell_out(arguments)
+    _check_flags(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # what is raised comes here, where it becomes one line and an exit code
 
     def one_run(config: DictConfig) -> None:

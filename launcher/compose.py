@@ -24,6 +24,7 @@ CONFIG_NAME = "config"
 ENTRYPOINT = "job.entrypoint"
 _MESH_WORD = re.compile(rf"trainer\.mesh=(['\"]?){AUTO}\1")
 _BARE = re.compile(rf"{re.escape(ENTRYPOINT)}=(?!null$)[^'\"]")
+_NO_OPTION = re.compile(r"null|true|false|[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
@@ -68,11 +69,22 @@ def spell_out(overrides: Sequence[str]) -> list[str]:
     """With trainer.mesh=auto as the settings that it stands for, and the value of job.entrypoint quoted for Hydra: it may hold '=' and ',',
     and the shell has taken the user's own quotes.
     """
+    for given in overrides:
+        _check_option(given)
     return [
         override
         for given in overrides
         for override in ([f"trainer.mesh.{axis}=null" for axis in AXES] if _MESH_WORD.fullmatch(given) else _quoted(given))
     ]
+
+
+def _check_option(override: str) -> None:
+    """Raises ConfigError where one of a group's options has to be named and null or a number is given, at which Hydra stumbles."""
+    group, _, value = override.lstrip("+").partition("=")
+    wrong = [one for one in re.split(r"[\[\],]", value) if _NO_OPTION.fullmatch(one.strip())]
+    if wrong and group and (config_dir() / group).is_dir():
+        known = ", ".join(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
+        raise ConfigError(f"{group}={wrong[0]}: there is no such option; known: {known}. Leave {group} out for the default")
 
 
 def _quoted(override: str) -> list[str]:
@@ -91,13 +103,30 @@ def load(config: DictConfig) -> LaunchConfig:
     plain.pop("local", None)
     plain.pop("experiment", None)
     schema = thawed_schema()
-    unset = [group for group in ("model", "data") if plain.get(group) == OmegaConf.to_container(schema[group])]
+    if plain["job"]["kind"] == "script":
+        _drop_training(plain, schema)
     for group in ("model", "data"):
-        if group not in unset and plain["job"]["kind"] == "script":
-            raise meaningless_for_script(group)
-    for group in unset:
-        plain.pop(group)
+        if plain.get(group) == OmegaConf.to_container(schema[group]):
+            plain.pop(group)
     return LaunchConfig.from_dict(_without_missing({str(key): value for key, value in plain.items()}))
+
+
+def _drop_training(plain: dict[Any, Any], schema: DictConfig) -> None:
+    """Take out what means nothing to a program of the user's: nothing was set, or conf/local set it for the trainings of this machine.
+
+    Raises ConfigError when more was set.
+    """
+    own = _own_settings()
+    for group in ("model", "data", "trainer"):
+        unset = OmegaConf.unsafe_merge(schema[group].copy(), own.get(group) or {})
+        if group in plain and plain.pop(group) != OmegaConf.to_container(unset):
+            raise meaningless_for_script(group)
+
+
+def _own_settings() -> Mapping[Any, Any]:
+    """conf/local/default.yaml, which Hydra has composed already."""
+    places = (folder / "local" / "default.yaml" for folder in (config_dir(), Path.cwd() / "conf"))
+    return next((cast(Mapping[Any, Any], OmegaConf.load(place)) for place in places if place.exists()), {})
 
 
 def compose_file(path: Path, overrides: Sequence[str]) -> LaunchConfig:
@@ -144,8 +173,19 @@ def explain(error: Exception) -> str:
             return f"{error.full_key}: expected {_KINDS.get(kind, kind)}, got {value!r}"
         if wrong_bool := re.match(r"Value '(.*)' is not a valid bool", text):
             return f"{error.full_key}: expected true or false, got {wrong_bool.group(1)!r}"
-        return f"{error.full_key}: {text.splitlines()[0]}"
+        return f"{error.full_key}: {_explain_value(text.splitlines()[0])}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _explain_value(text: str) -> str:
+    """In a user's words, what OmegaConf says of a value in those of a programmer."""
+    if "is not Optional" in text:
+        return "null is no value here; leave it out for the default"
+    if "is not a ListConfig, list or tuple" in text:
+        return "expected a list, such as [a,b]"
+    if "is not a subclass of" in text:
+        return "holds settings of its own and is no value itself; give one of those"
+    return text.partition("raised while resolving interpolation: ")[2].strip('"') or text
 
 
 def _explain_missing_option(error: MissingConfigException, text: str) -> str:

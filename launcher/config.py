@@ -142,6 +142,8 @@ class RunConfig:
                 f"run.name {self.name!r}: use lower-case letters, digits, '-', '_' and '.', at most 63, "
                 "beginning and ending with a letter or digit"
             )
+        if self.root == "":
+            raise ConfigError("run.root is empty: give a local path, or gs://<bucket>/<folder>; left out, it is ./runs")
         if self.resume and self.name is None:
             raise ConfigError("run.resume=true needs run.name=<the run to go on with>")
         for name in ("max_hours", "max_usd"):
@@ -494,7 +496,8 @@ def parse_yaml(content: bytes, place: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{place}: expected a mapping of settings, got {type(values).__name__}")
+        found = {list: "a list", str: "a text", type(None): "nothing"}.get(type(values), type(values).__name__)
+        raise ConfigError(f"{place}: expected a mapping of settings such as `trainer: {{steps: 100}}`, found {found}")
     return values
 
 

@@ -12,10 +12,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cluster.cloud_errors import DeadlineExceededError, TransientError
 from launcher.goodput import Phase
 from launcher.perplexity import perplexity
 from launcher.runs import AT_REST, SAMPLES, RunDirectory, RunState, RunStatus
 
+AWAY = (TransientError, DeadlineExceededError)
+"""A run directory on Cloud Storage was asked for two minutes, and did not answer."""
 SAMPLES_SHOWN = 5
 SAMPLE_LENGTH = 200
 """Characters."""
@@ -48,19 +51,28 @@ def follow(run: RunDirectory, console: Console, *, check: Callable[[], str | Non
 def _watch(run: RunDirectory, console: Console, check: Callable[[], str | None], sleep: Callable[[float], None]) -> RunStatus:
     news = News(run)
     told: str | None = None
+    away = False
     display: AbstractContextManager[Live | None] = nullcontext()
     if console.is_terminal:
         display = Live(console=console, refresh_per_second=4, transient=True)
     with display as live:
         while True:
-            status = run.status()
-            for line in news.lines(status):
-                console.print(line, highlight=False, soft_wrap=True, markup=False)
+            try:
+                status = run.status()
+                for line in news.lines(status):
+                    console.print(line, highlight=False, soft_wrap=True, markup=False)
+                said = None if status is None or status.state in AT_REST else check()
+            except AWAY as error:  # the run's supervisor outlasts that, or a next one does
+                if not away:
+                    console.print(f"{error}; this goes on when it answers again", highlight=False, soft_wrap=True, markup=False)
+                away = True
+                sleep(run.poll_s)
+                continue
+            away = False
             if status is not None and status.state in AT_REST:
                 return status
             if live is not None and status is not None:
                 live.update(_panel(status))
-            said = check()
             if said is not None and said != told:
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
             told = said

@@ -15,13 +15,15 @@ INTERVAL_S = 1.0
 class LogTimes:
     """Of one log, written by the host that has it."""
 
-    def __init__(self, log: Path, clock: Callable[[], float] = time.time) -> None:
-        """`clock`: seconds since the epoch."""
+    def __init__(self, log: Path | None = None, clock: Callable[[], float] = time.time) -> None:
+        """`log`: None while there is none to look at. `clock`: seconds since the epoch."""
         self._log, self._clock = log, clock
         self._length = 0
 
     def look(self) -> None:
         """Note the log's length if it has grown. A full disk costs the note, not the run."""
+        if self._log is None:
+            return
         with contextlib.suppress(OSError):
             if (length := self._log.stat().st_size) > self._length:
                 with times_of(self._log).open("a") as notes:

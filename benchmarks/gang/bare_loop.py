@@ -3,7 +3,7 @@
     python benchmarks/gang/bare_loop.py STEPS WARM [override ...]
 
 Takes PODLAUNCH_COORDINATOR, PODLAUNCH_NUM_PROCESSES, PODLAUNCH_PROCESS_ID and PODLAUNCH_COMPILATION_CACHE as a training process of a run
-does. The last line is JSON: steps per second from step WARM to STEPS.
+does. Says when its first step is done. The last line is JSON: steps per second from step WARM to STEPS.
 """
 
 import json
@@ -41,6 +41,8 @@ def main() -> None:
     for step in range(1, steps + 1):
         state, metrics = train(state, put_batch(batches, step - 1, layout))
         jax.block_until_ready((state, metrics))  # type: ignore[no-untyped-call]  # as the trainer does on CPUs
+        if step == 1:
+            print("step 1", flush=True)
         if step == warm:
             began = time.monotonic()
     print(json.dumps({"steps_per_second": (steps - warm) / (time.monotonic() - began)}), flush=True)

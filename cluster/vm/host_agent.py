@@ -31,12 +31,10 @@ from cluster.vm.host_ray import HostRay
 from cluster.vm.metadata import HostIdentity
 from cluster.vm.notices import NoticeWatch
 from cluster.vm.own_slice import OwnSlice
-from cluster.vm.settings import HostSettings
+from cluster.vm.settings import SETTINGS_VARIABLE, HostSettings
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_VARIABLE = "PODLAUNCH_HOST_SETTINGS"
-"""Holds the settings on a host whose metadata is not ours: a TPU VM that was made elsewhere."""
 OBJECT_STORE_BYTES = 128 * 2**20
 """Runs move their data through files, not through Ray's object store; Ray's default would claim 30 % of the memory."""
 TICK_S = 1.0

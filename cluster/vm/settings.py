@@ -9,6 +9,8 @@ from typing import Any
 from cluster.secret_place import SecretPlace
 from cluster.versions import Versions
 
+SETTINGS_VARIABLE = "PODLAUNCH_HOST_SETTINGS"
+"""Holds the settings on a host whose metadata is not ours: a TPU VM that was made elsewhere."""
 SPOT_NOTICE_S = 30.0
 STANDARD_NOTICE_S = 120.0
 """From the notice to the end of the VM: Compute Engine's ACPI G2 to G3 (Scheduling.skipGuestOsShutdown)."""

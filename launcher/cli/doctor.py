@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launcher.cli.options import CONSOLE
-from launcher.doctor import Finding, check_cloud, check_machine
+
+if TYPE_CHECKING:
+    from launcher.doctor import Finding
 
 
 def doctor(
@@ -32,7 +34,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _findings(overrides: list[str]) -> Iterator[Finding]:
+def _findings(overrides: list[str]) -> Iterator["Finding"]:
+    from launcher.doctor import check_cloud, check_machine  # what reads requirements takes a tenth of a second to import
+
     yield from check_machine()
     if overrides:
         from launcher.compose import compose_profile

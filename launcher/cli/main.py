@@ -1,4 +1,4 @@
-"""The command `tpu`. One file per verb; this one ties them together."""
+"""The command `tpu`. One file per verb; verbs.py knows them."""
 
 import importlib.metadata
 import logging
@@ -7,26 +7,17 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import dashboard, doctor, emulator, exec, ssh, start, status, stop, train, types
+from launcher.cli.verbs import Verbs
 from launcher.guard import guarded
 
 app = typer.Typer(
+    cls=Verbs,
     help="Slices of Cloud TPU, joined into Ray clusters, and the training runs on them.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-app.command("start")(start.start)
-app.command("stop")(stop.stop)
-app.command("status")(status.status)
-app.command("ssh")(ssh.ssh)
-app.command("exec")(exec.execute)
-app.command("dashboard")(dashboard.dashboard)
-app.command("types")(types.types)
-app.command("doctor")(doctor.doctor)
-app.add_typer(train.app, name="train")
-app.add_typer(emulator.app, name="emulator")
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,7 +51,8 @@ def _run() -> int:
         return 130
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own: wrong usage, with its own wording
-            typer.echo(f"error: {error.format_message()}", err=True)
+            begin = "" if type(error).__name__ == "NoArgsIsHelpError" else "error: "
+            typer.echo(f"{begin}{error.format_message()}", err=True)
             return int(error.exit_code)
         raise
     return result if isinstance(result, int) else 0

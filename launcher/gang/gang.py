@@ -15,10 +15,11 @@ from cluster.config import ClusterConfig
 from cluster.secret_place import SecretPlace
 from cluster.tpu.losses import read_ready
 from cluster.vm.head_watch import accepts
+from launcher.gang.child import Event
 from launcher.gang.gauges import HostGauges
 from launcher.gang.lease import EVENT_WAIT_S, LEASE_S
 from launcher.gang.placement import Host, dead, incomplete, living_hosts, process_environment
-from launcher.gang.runner import Event, Runner
+from launcher.gang.runner import Runner
 from launcher.profiles import ProfileRequest
 from launcher.runs import RunDirectory
 
@@ -95,6 +96,7 @@ class Gang:
                 num_cpus=0,
                 resources={"TPU": chips},
                 max_concurrency=4,
+                enable_task_events=False,  # questions for events, all day long: nobody wants them among the tasks in Ray's dashboard
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
             ).remote(
                 self._directory.url,

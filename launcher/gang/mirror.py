@@ -68,7 +68,7 @@ class Mirror:
         """Bytes of each growing file, and the length of each replaced one, that are there already."""
         self._replaced = float("-inf")
         self._growing: list[str] = []
-        self._times: LogTimes | None = None
+        self._times = LogTimes()
 
     def fetch(self, attempt: int) -> bytes:
         """A fresh folder for this attempt; what the training process writes from now on is this attempt's. Returns the run's code.
@@ -95,7 +95,7 @@ class Mirror:
         """Until `ended`. A place that does not answer is tried again: nothing counts as sent before it is there."""
         sent = self._clock()
         while not ended.wait(INTERVAL_S):
-            self._look()
+            self._times.look()
             if self._clock() - sent < SEND_INTERVAL_S:
                 continue
             sent = self._clock()
@@ -116,7 +116,7 @@ class Mirror:
 
     def finish(self) -> None:
         """All that the process left, after its end. Raises PodlaunchError as `send` does."""
-        self._look()
+        self._times.look()
         with self._lock:
             for name in self._growing:
                 self._send_new(name, whole_lines=False)
@@ -125,10 +125,6 @@ class Mirror:
                 self._replace("tensorboard")
                 self._replace("export")
                 shutil.rmtree(self.folder / "export", ignore_errors=True)  # as large as the model, and nobody looks for it here
-
-    def _look(self) -> None:
-        if self._times is not None:
-            self._times.look()
 
     def _send_new(self, name: str, *, whole_lines: bool) -> None:
         path = self.folder / name
@@ -157,7 +153,7 @@ class Shared:
 
     def __init__(self, run: RunDirectory, host: int) -> None:
         self._run, self._host, self.folder, self.checkpoints = run, host, run.path, run.checkpoints
-        self._times: LogTimes | None = None
+        self._times = LogTimes()
 
     def fetch(self, attempt: int) -> bytes:
         self._times = LogTimes(self.folder / self._run.log_name(attempt, self._host))
@@ -166,14 +162,10 @@ class Shared:
     def keep_sending(self, ended: threading.Event) -> None:
         """Nothing is to be sent; the times of the log are noted."""
         while not ended.wait(INTERVAL_S):
-            self._look()
+            self._times.look()
 
     def finish(self) -> None:
-        self._look()
-
-    def _look(self) -> None:
-        if self._times is not None:
-            self._times.look()
+        self._times.look()
 
 
 def open_place(url: str, host: int, cache: Path) -> Place:

@@ -5,8 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-EVENT_FD, STOP_FD, REQUEST_FD, ORDERS_FD = "PODLAUNCH_EVENT_FD", "PODLAUNCH_STOP_FD", "PODLAUNCH_REQUEST_FD", "PODLAUNCH_ORDERS_FD"
-"""By these variables the process knows its ends (launcher/training/child.py)."""
+from launcher.process_variables import EVENT_FD, ORDERS_FD, PARENT_PID, REQUEST_FD, STOP_FD
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def start(argv: Sequence[str], env: Mapping[str, str], output: int, *, spare: bo
     given = {EVENT_FD: events_given, STOP_FD: stop_given, REQUEST_FD: requests_given}
     if orders_given is not None:
         given[ORDERS_FD] = orders_given
-    own = {"PODLAUNCH_PARENT_PID": str(os.getpid()), **{name: str(fd) for name, fd in given.items()}}
+    own = {PARENT_PID: str(os.getpid()), **{name: str(fd) for name, fd in given.items()}}
     try:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**env, **own}, pass_fds=list(given.values())

@@ -1,7 +1,5 @@
-"""The runner: one thin Ray actor per host. Holds the host's chips for the whole run; training runs in its child process.
-
-A child is started by a thread that lives as long as the child: the kernel sends its PR_SET_PDEATHSIG when the THREAD that started it
-ends, not the process. The child ends with its runner, and the runner with its supervisor.
+"""The runner: one thin Ray actor per host. Holds the host's chips for the whole run; training runs in its child process
+(launcher/gang/child.py). The child ends with its runner, and the runner with its supervisor.
 
 A supervisor asks its runners all the time; when none has asked for a while (launcher/gang/lease.py) the child is killed: this host may be
 cut off, and the run may be going on elsewhere.
@@ -11,7 +9,6 @@ checkpoint and end at the next step: by SIGTERM, and by a byte in a pipe, which 
 (launcher/training/script.py). A process that was asked and ends with exit code 0 has stopped (143), unless it said that it was done.
 """
 
-import codecs
 import contextlib
 import json
 import logging
@@ -20,13 +17,12 @@ import os
 import queue
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -36,208 +32,30 @@ from cluster.state import cache_dir
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice, write_companion
 from launcher import code
 from launcher.config import LaunchConfig
-from launcher.gang.attempt import EXIT_STOPPED
-from launcher.gang.evidence import first_error, sickness
+from launcher.gang.child import Child, Event
+from launcher.gang.echo import echo
 from launcher.gang.lease import LEASE_S
-from launcher.gang.memory import OomWatch
-from launcher.gang.mirror import Place, open_place
+from launcher.gang.mirror import open_place
 from launcher.gang.nursery import COMMAND as NURSERY
-from launcher.gang.nursery import Borrowed, Borrowing, borrow
-from launcher.gang.pipes import Pipes, start
+from launcher.gang.nursery import Borrowing, borrow
 from launcher.gang.stacks import stacks_of
+from launcher.process_variables import HURRY
 
 if TYPE_CHECKING:
     from launcher.gang.gauges import HostGauges
 
 logger = logging.getLogger(__name__)
 
-Event = dict[str, Any]
-
 NOTICE_INTERVAL_S = 0.25
 """How often the agent's file is looked at."""
-LAST_WORDS_S = 10.0
-"""How long the end of a process that failed may be kept from the supervisor until the last of its log is sent."""
 SPARE_AFTER_S = 5.0
 """How long a process trains before its host makes a spare: a run that is over by then needs none."""
-HURRY_VARIABLE = "PODLAUNCH_HURRY"
-"""Of a spare: nobody trains on this host yet, and its orders are about to come (launcher/training/spare.py)."""
-ECHO_S = 1.0
-"""How often what a training process wrote is shown in Ray's dashboard."""
 WEIGH_S = 5.0
 """How often the memory of the training process is looked at."""
 _CHILD = (sys.executable, "-m", "launcher.training.child")
-_TAIL_BYTES = 64 * 1024
 
 # What the child must not take over from the Ray worker that its runner is.
 _NOT_FOR_CHILDREN = ("RAY_", "MEGASCALE_", "PYTHONPATH", "OMP_NUM_THREADS")
-
-
-class Child:
-    """One training process and what it says. Puts events into `events`; the last one is `exit` with the process's return code."""
-
-    def __init__(
-        self,
-        argv: list[str],
-        env: Mapping[str, str],
-        log: Path | None,
-        events: "queue.Queue[Event]",
-        place: Place | None = None,
-        borrowed: tuple[Borrowed, Pipes] | None = None,
-    ) -> None:
-        """`log`: None for a spare, which says nothing before its orders (launcher/training/spare.py). `place`: what is to be sent from
-        while the process lives, and after it. `borrowed`: a spare of the host's nursery, instead of one that `argv` starts in `env`.
-        """
-        self._borrowed = borrowed
-        self._events = events
-        self._orders: int | None = None
-        """Where a spare's orders are written, once."""
-        self._sender: threading.Thread | None = None
-        self._place = place
-        self._ended, self._told = threading.Event(), threading.Event()
-        self._argv = argv
-        self._env = dict(env)
-        self._log = log
-        self._started = threading.Event()
-        self._process: subprocess.Popen[bytes] | Borrowed | None = None
-        self._error: OSError | None = None
-        self._asked = False
-        self._stop: int | None = None
-        """What is written here the process can read; None when it is gone."""
-        self._requests: int | None = None
-        """The same of requests for profiles."""
-        self._lock = threading.Lock()
-        self._done = False
-        """It has said that nothing is left to do."""
-        threading.Thread(target=self._live, name="child", daemon=True).start()
-        self._started.wait()
-        if self._error is not None:
-            raise self._error
-
-    def order(self, arguments: list[str], environment: Mapping[str, str], log: Path, events: "queue.Queue[Event]") -> bool:
-        """Make the training process out of a spare. False when it is gone."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        given = dict(environment) if self._borrowed is None else {**self._env, **environment}  # which the nursery could not know
-        orders = json.dumps({"arguments": arguments, "environment": given, "log": str(log)}) + "\n"
-        with self._lock:
-            if self._orders is None:
-                return False
-            pipe, self._orders = self._orders, None
-            self._log, self._events = log, events
-            try:
-                with os.fdopen(pipe, "w", encoding="utf-8") as writing:
-                    writing.write(orders)
-            except BrokenPipeError:
-                self._log = None
-                return False
-            self._start_sending()
-            return True
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def signal(self, number: int) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
-
-    def ask_to_end(self) -> None:
-        """At its next step, with its state saved."""
-        with self._lock:
-            if self._stop is not None and not self._asked:
-                self._asked = True
-                os.write(self._stop, b".")
-        self.signal(signal.SIGTERM)
-
-    def request(self, line: str) -> None:
-        """Something to be done between two steps; nothing when the process is gone."""
-        with self._lock:
-            if self._requests is not None:
-                os.write(self._requests, f"{line}\n".encode())
-
-    def wait(self, timeout: float) -> bool:
-        """Whether the process ended within `timeout` seconds, and what it left is sent or given up."""
-        return self._told.wait(timeout)
-
-    def _begin(self) -> Pipes:
-        """Start the process, or take the borrowed one. Raises OSError."""
-        if self._borrowed is not None:
-            self._process, pipes = self._borrowed
-        else:
-            output = self._open_log()
-            try:
-                self._process, pipes = start(self._argv, self._env, output, spare=self._log is None)
-            finally:
-                os.close(output)
-        self._stop, self._requests, self._orders = pipes.stop, pipes.requests, pipes.orders
-        return pipes
-
-    def _live(self) -> None:
-        try:
-            pipes = self._begin()
-        except OSError as error:
-            self._error = error
-            return
-        finally:
-            self._started.set()
-        assert self._process is not None
-        memory = OomWatch(self._process.pid)
-        if self._log is not None:
-            self._start_sending()
-        with os.fdopen(pipes.events, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                event = _parse(line)
-                self._done = self._done or _says_done(event)
-                self._events.put(event)
-        code = self._process.wait()
-        with self._lock:
-            os.close(pipes.stop)
-            os.close(pipes.requests)
-            self._stop = self._requests = None
-            if self._orders is not None:
-                os.close(self._orders)
-                self._orders = None
-        for end in pipes.held:
-            os.close(end)
-        if code == 0 and self._asked and not self._done:
-            code = EXIT_STOPPED
-        self._ended.set()
-        if self._log is None:  # a spare that never had orders
-            self._told.set()
-            return
-        if self._sender is not None:
-            self._sender.join(None if code == 0 else LAST_WORDS_S)
-        said = _tail(self._log)
-        self._events.put(
-            {
-                "event": "exit",
-                "code": code,
-                "time": time.time(),
-                "last_line": first_error(said),
-                "sick": sickness(said) if code != 0 else "",
-                "oom": memory.evidence() if code == -signal.SIGKILL else "",
-            }
-        )
-        self._told.set()
-
-    def _open_log(self) -> int:
-        if self._log is None:
-            return os.open(os.devnull, os.O_WRONLY)
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-
-    def _start_sending(self) -> None:
-        self._sender = threading.Thread(target=self._send, name="send", daemon=True)
-        self._sender.start()
-
-    def _send(self) -> None:
-        if self._place is None:
-            return
-        self._place.keep_sending(self._ended)
-        try:
-            self._place.finish()
-        except PodlaunchError as error:
-            self._events.put({"event": "unsent", "error": str(error)})
 
 
 class Runner:
@@ -336,7 +154,7 @@ class Runner:
         try:
             self._fetch(attempt)
             if self._spares:
-                env = {**self._static, HURRY_VARIABLE: "1"}
+                env = {**self._static, HURRY: "1"}
                 self._spare = self._borrow() or Child([*_CHILD, str(self._place.folder)], env, None, queue.Queue(), self._place)
         except (PodlaunchError, OSError) as error:
             logger.warning("nothing is imported ahead: %s", error)  # `start` meets the same, and tells the supervisor
@@ -444,28 +262,6 @@ class Runner:
         self.terminate()
 
 
-def echo(wait: Callable[[float], bool], log: Path, begin: int, output: TextIO) -> None:
-    """What a training process writes, once more among the logs that Ray's dashboard shows of this actor. `wait`: whether the process has
-    ended within so many seconds. `begin`: the length of `log` before it began.
-    """
-    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-    ended = False
-    while not ended:
-        ended = wait(ECHO_S)
-        try:
-            with log.open("rb") as file:
-                file.seek(begin)
-                new = file.read()
-            output.write(decode(new))
-            output.flush()
-        except FileNotFoundError:
-            continue  # a spare makes it when it has its orders
-        except OSError as error:  # such as a full disk: the log itself is what counts
-            logger.warning("the log is not repeated here: %s", error)
-            return
-        begin += len(new)
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -478,23 +274,5 @@ def _read_secrets(place: str | None) -> dict[str, str]:
     return values
 
 
-def _parse(line: str) -> Event:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
-        return {"event": "noise", "text": line.rstrip()}  # a user's program may write to the descriptor too
-    return value if isinstance(value, dict) else {"event": "noise", "text": line.rstrip()}
-
-
 def _is_under_way(event: Event) -> bool:
     return event.get("event") == "step" or event.get("phase") == "script"
-
-
-def _says_done(event: Event) -> bool:
-    return event.get("event") == "finished" or (event.get("event") == "step" and event.get("step") == event.get("total_steps"))
-
-
-def _tail(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        return file.read().decode(errors="replace")

@@ -34,11 +34,12 @@ from types import FrameType
 from typing import NoReturn
 
 from launcher.entrypoint import Entrypoint
+from launcher.process_variables import ORDERS_FD, PARENT_PID
 from launcher.training.compilation_cache import keep_on_every_host
 from launcher.training.coordinator import await_coordinator
 from launcher.training.program import ProgramFailed, program_of, run_program
 from launcher.training.reporter import Reporter, reporter_from_environment
-from launcher.training.spare import ORDERS_FD_VARIABLE, take_orders
+from launcher.training.spare import take_orders
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--run", help="the run directory itself, where RUN_DIR is a host's copy of one on gs://")
     parser.add_argument("--checkpoints", help="where they are, a local path or gs://; by default in RUN_DIR")
     args = parser.parse_args(argv)
-    if ORDERS_FD_VARIABLE in os.environ:
+    if ORDERS_FD in os.environ:
         args = parser.parse_args(take_orders(args.run_dir))
     reporter = reporter_from_environment()
     if program := program_of(args.run_dir):
@@ -165,7 +166,7 @@ def tell(error: Exception, reporter: Reporter) -> None:
 def die_with_parent() -> None:
     """Ask the kernel for SIGKILL when the parent dies, so that no training outlives its supervisor and keeps the chips."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    expected = os.environ.get("PODLAUNCH_PARENT_PID")
+    expected = os.environ.get(PARENT_PID)
     if expected and os.getppid() != int(expected):  # it died before the line above
         os._exit(EXIT_FAILED)
 

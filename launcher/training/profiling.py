@@ -19,10 +19,9 @@ from typing import Any
 
 import jax
 
+from launcher.process_variables import REQUEST_FD
 from launcher.profiles import ProfileRequest, trace_name
 from launcher.training.reporter import Reporter
-
-REQUEST_FD_VARIABLE = "PODLAUNCH_REQUEST_FD"
 
 
 @dataclass
@@ -121,7 +120,7 @@ class Profiler:
 
 def profiler_of(output: Path, reporter: Reporter) -> Profiler:
     """This process's, which hears its runner where it has one."""
-    given = os.environ.get(REQUEST_FD_VARIABLE)
+    given = os.environ.get(REQUEST_FD)
     return Profiler(int(given) if given else None, output, jax.process_index(), reporter)
 
 

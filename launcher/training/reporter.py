@@ -24,9 +24,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-EVENT_FD_VARIABLE = "PODLAUNCH_EVENT_FD"
-STEP_INTERVAL = 0.25
-"""Seconds between two step events that carry no metrics: enough for a live display, no load for fast loops."""
+from launcher.process_variables import EVENT_FD
+
+STEP_INTERVAL = 1.0
+"""Seconds between two step events that carry no metrics: enough for a live display, and no load."""
 
 
 class Reporter(Protocol):
@@ -81,5 +82,5 @@ class StepThrottle:
 
 def reporter_from_environment() -> Reporter:
     """The supervisor's, when it gave a descriptor; else a silent one."""
-    given = os.environ.get(EVENT_FD_VARIABLE)
+    given = os.environ.get(EVENT_FD)
     return PipeReporter(int(given)) if given else SilentReporter()

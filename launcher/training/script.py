@@ -25,12 +25,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+from launcher.process_variables import STOP_FD
 from launcher.training.coordinator import await_coordinator
 from launcher.training.reporter import StepThrottle, reporter_from_environment
 from launcher.training.rows import Rows
 
 RUN_DIR_VARIABLE = "PODLAUNCH_RUN_DIR"
-STOP_FD_VARIABLE = "PODLAUNCH_STOP_FD"
 AGREEMENT_S = 60.0
 """So long a process waits for the others to say at which call of `preempted` they are: longer than what a notice leaves."""
 
@@ -125,7 +125,7 @@ class _Stop:
     """
 
     def __init__(self) -> None:
-        given = os.environ.get(STOP_FD_VARIABLE)
+        given = os.environ.get(STOP_FD)
         self._pipe = int(given) if given else None
         self._signalled = False
         self._listens = False

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from launcher.process_variables import HURRY, ORDERS_FD
 from launcher.training.program import program_of, set_environment
 
-ORDERS_FD_VARIABLE = "PODLAUNCH_ORDERS_FD"
 _TRAINING = ("launcher.config", "launcher.training.job")
 LIBRARIES = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "numpy")
 """What a user's program may find imported, if it names it."""
@@ -27,14 +27,14 @@ _ENVIRONMENT = re.compile(r"\b(environ|putenv|dotenv)\b")
 
 def take_orders(run_dir: Path) -> list[str]:
     """Imports, then waits; returns the command line. Ends the process when the runner wants no spare any more."""
-    fd = int(os.environ.pop(ORDERS_FD_VARIABLE))
+    fd = int(os.environ.pop(ORDERS_FD))
     if program_of(run_dir) is None:
         names = list(_TRAINING)
     else:
         set_environment()
         names = libraries_of(Path(os.environ["PODLAUNCH_USER_CODE"]))
     with contextlib.suppress(Exception):  # who is to run meets the same error, and has a log that says so
-        if os.environ.pop("PODLAUNCH_HURRY", None) is None:
+        if os.environ.pop(HURRY, None) is None:
             import_gently(names)
         else:
             for name in names:

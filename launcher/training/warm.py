@@ -13,15 +13,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.process_variables import EVENT_FD, ORDERS_FD, PARENT_PID, REQUEST_FD, STOP_FD
 from launcher.training.child import die_with_parent, may_be_looked_at
 from launcher.training.jax_cluster import COORDINATOR, PROCESS, PROCESSES
 from launcher.training.program import program_of
-from launcher.training.spare import LIBRARIES, ORDERS_FD_VARIABLE, import_gently, libraries_of, read_orders
+from launcher.training.spare import LIBRARIES, import_gently, libraries_of, read_orders
 
 _CHILD = "launcher.training.child"
 _OURS = ("launcher", "cluster")
 _READ_BY_IMPORTS = ("JAX_", "XLA_", "LIBTPU_")
-_KEPT = ("PODLAUNCH_EVENT_FD", "PODLAUNCH_STOP_FD", "PODLAUNCH_REQUEST_FD", "PODLAUNCH_PARENT_PID")
+_KEPT = (EVENT_FD, STOP_FD, REQUEST_FD, PARENT_PID)
 """Of its own environment: what the nursery has given it."""
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     before = dict(os.environ)
     with contextlib.suppress(Exception):  # who is to run meets the same error, and has a log that says so
         import_gently(LIBRARIES)
-    arguments, environment = read_orders(int(os.environ[ORDERS_FD_VARIABLE]))
+    arguments, environment = read_orders(int(os.environ[ORDERS_FD]))
     environment |= {name: before[name] for name in _KEPT}
     if read_by_imports(environment) != read_by_imports(before) or not imports_for(arguments, environment):
         os.execve(sys.executable, [sys.executable, "-m", _CHILD, *arguments], environment)

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from cluster.storage import Bucket
+from launcher.gang.desk import ANSWER_LIMIT_S
 from launcher.runs import RunDirectory, RunState
 from launcher.training.manifest import verify
 from launcher.training.storage import LocalStorage
@@ -220,13 +221,13 @@ def test_a_process_that_the_kernel_ends_for_its_memory_is_no_accident(cluster: C
 
 
 @contextlib.contextmanager
-def storage_away(cluster: Cluster) -> Iterator[None]:
-    """Every request to Cloud Storage waits while the block lasts, and half a minute at least."""
+def storage_away(cluster: Cluster, seconds: float = AWAY_S) -> Iterator[None]:
+    """Every request to Cloud Storage waits while the block lasts, and for so many seconds at least."""
     began = time.monotonic()
     cluster.admin("POST", "/storage", reachable=False)
     try:
         yield
-        time.sleep(max(0.0, AWAY_S - (time.monotonic() - began)))  # how long it is away is the fault
+        time.sleep(max(0.0, seconds - (time.monotonic() - began)))  # how long it is away is the fault
     finally:
         cluster.admin("POST", "/storage", reachable=True)
 
@@ -271,6 +272,25 @@ def test_a_process_that_dies_while_object_storage_is_away_is_started_again_when_
     with account.recovery(f"process killed, object storage away for {AWAY_S:.0f} s", run, attempt=1), storage_away(cluster):
         children[1].kill()
     run.end()
+    check_end(run, undisturbed, infrastructure=1)
+
+
+@pytest.mark.long
+def test_a_supervisor_that_waits_for_object_storage_in_vain_leaves_its_run_to_the_next_one(
+    cluster: Cluster, undisturbed: Outcome, account: Account
+) -> None:
+    """A new attempt has to be written down before it begins: after two minutes without an answer the supervisor gives up, and the run is
+    unfinished until the storage is back.
+    """
+    run = on_gs(cluster, "cut-off-for-long")
+    children, supervisors = cluster.children(run, 0), cluster.supervisors(run)
+    struck = time.time()
+    with storage_away(cluster, ANSWER_LIMIT_S + AWAY_S):
+        children[1].kill()
+        eventually(lambda: not any(process.is_running() for process in supervisors), "the end of the supervisor")
+    working = first_step_after(run, struck) - struck
+    account.add(f"process killed, object storage away for {ANSWER_LIMIT_S + AWAY_S:.0f} s", seen=None, working=working)
+    assert "this goes on when it answers again" in run.end(), "who follows the run waits too"
     check_end(run, undisturbed, infrastructure=1)
 
 

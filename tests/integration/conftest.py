@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from launcher.runs import RunDirectory, RunStatus
+from tests.compilations import share_compilations
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 280.0
@@ -113,6 +114,7 @@ def make_home() -> Iterator[Home]:
     (folder / "conf" / "config.yaml").write_text("server: {port: 80}\n")
     for name in ("launcher", "cluster", "conf"):
         (folder / f"{name}.py").write_text("raise RuntimeError('shadowed')\n")
+    share_compilations(base / "cache")
     made = Home(folder, base / "state")
     yield made
     stopped = made.tpu("stop", "-y", limit=120)
@@ -130,6 +132,7 @@ def alone() -> Iterator[Home]:
     """A home of the test's own, for what would disturb the others."""
     base = Path(tempfile.mkdtemp(prefix="podlaunch-test-"))
     (base / "work").mkdir()
+    share_compilations(base / "cache")
     home = Home(base / "work", base / "state")
     yield home
     home.tpu("stop", "-y", limit=120)

@@ -17,6 +17,7 @@ import pytest
 from google.cloud import tpu_v2
 from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcTransport
 
+from tests.compilations import share_compilations
 from tests.integration.conftest import Home, eventually
 
 pytestmark = pytest.mark.timeout(400)
@@ -44,6 +45,7 @@ class WithGcloud(Home):
 @pytest.fixture
 def home() -> Iterator[WithGcloud]:
     base = Path(tempfile.mkdtemp(prefix="podlaunch-test-"))
+    share_compilations(base / "cache")
     made = WithGcloud(base / "work", base / "state")
     (made.folder / "bin").mkdir(parents=True)
     tool = made.folder / "bin" / "gcloud"

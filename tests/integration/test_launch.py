@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -189,6 +193,26 @@ def test_status_and_logs_tell_of_the_runs(home: Home, first: str) -> None:
     assert [(row["name"], row["head"], [(s["hosts_ready"], s["state"]) for s in row["slices"]]) for row in cluster] == [
         ("local", "UP", [(2, "READY")])
     ]
+
+
+def test_two_hundred_runs_are_listed_within_a_second(home: Home, first: str, tmp_path: Path) -> None:
+    """Of processor time, by the kernel's account, so that a busy machine does not matter."""
+    for k in range(200):  # whole run directories; the files themselves are there once
+        shutil.copytree(home.run("first").path, tmp_path / "runs" / f"first-{k}", copy_function=os.link)
+    command = [str(Path(sys.executable).parent / "tpu"), "train", "status", "--root", str(tmp_path / "runs")]
+    seconds = []
+    for _ in range(3):
+        process = subprocess.Popen(command, env=home.env, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        with process.stdout as stdout:
+            listed = stdout.read().decode().splitlines()[1:]
+        _, code, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(code)
+        assert (process.returncode, len(listed)) == (0, 200)
+        assert all(" SUCCEEDED " in row for row in listed)
+        seconds.append(used.ru_utime + used.ru_stime)
+    print(f"\n200 runs listed with {min(seconds):.2f} s of processor time")
+    assert min(seconds) < 1.0
 
 
 def test_a_client_without_the_token_is_refused(home: Home, first: str) -> None:

@@ -125,7 +125,7 @@ def test_every_query_of_the_grafana_dashboard_has_data(monitoring: Path, query: 
         else:
             eventually(lambda plain=plain: bool(query(plain)), f"data for {title}: {plain}", limit=60)  # type: ignore[misc]
     for source in board["templating"]["list"][1:]:
-        assert query(source["definition"].removeprefix("label_values(").rsplit(",", 1)[0].replace("$cluster", "local"))
+        assert query(source["query"]["query"].removeprefix("label_values(").rsplit(",", 1)[0].replace("$cluster", "local"))
 
 
 def test_ray_knows_the_run_by_names_that_one_reads(home: Home, watched: RunDirectory) -> None:

@@ -1,10 +1,15 @@
 """The user's own training script, as a user runs it: real Ray, two hosts of the emulated cloud, real multi-process JAX."""
 
+import itertools
+import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from launcher.goodput import Phase
 from launcher.runs import RunState
 from tests.integration.conftest import ROOT, Home, eventually, launch_command, training_process
 
@@ -58,7 +63,43 @@ def test_a_script_tells_its_steps_and_metrics(home: Home, undisturbed: str) -> N
     assert said(home, "nnx", 0, PARAMETERS) == said(home, "nnx", 1, PARAMETERS)
 
 
-def test_a_killed_script_comes_to_the_same_end(home: Home, undisturbed: str) -> None:
+LOOK_AGAIN_AND_AGAIN = """
+import contextlib, io, json, sys, time
+from cluster.errors import PodlaunchError
+from launcher.cli.main import app
+said = []
+while not (said and "SUCCEEDED" in said[-1]):
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.suppress(PodlaunchError):  # before there is such a run
+        app(["train", "status", sys.argv[1], "--json"], standalone_mode=False)
+    if stdout.getvalue() not in ("", "[]\\n", *said[-1:]):
+        said.append(stdout.getvalue())
+    time.sleep(0.05)
+print(json.dumps(said))
+"""
+"""What `tpu train status RUN --json` writes on stdout, each time that it is something else."""
+
+
+def check_looks(process: "subprocess.Popen[str]") -> None:
+    """Those at a run with one recovery: JSON and nothing else, of every state in its order and with a phase that belongs to it."""
+    looks = [json.loads(text) for text in json.loads(process.communicate(timeout=60)[0])]
+    assert len(looks) > 10
+    assert [state for state, _ in itertools.groupby(look["state"] for look in looks)] == [
+        *("QUEUED", "STARTING", "RUNNING", "RECOVERING", "RUNNING", "SUCCEEDED")
+    ]
+    phases = {state.value: {look["phase"] for look in looks if look["state"] == state} for state in RunState}
+    begins = {Phase.CAPACITY, Phase.BOOTING, Phase.STARTING}
+    assert phases["QUEUED"] == {"submitted"}
+    assert phases["STARTING"] <= begins
+    trains = {Phase.SCRIPT, Phase.TRAINING}
+    assert trains & phases["RUNNING"]
+    assert phases["RUNNING"] <= trains | {Phase.RECOVERING}, "for the moment in which the other hosts are heard"
+    assert phases["RECOVERING"] <= begins | {Phase.RECOVERING}
+    assert phases["SUCCEEDED"] == {""}
+    assert [look["attempt"] for look in looks] == sorted(look["attempt"] for look in looks)
+
+
+def test_a_killed_script_comes_to_the_same_end_and_its_status_tells_of_every_state(home: Home, undisturbed: str) -> None:
+    watch = home.start(sys.executable, "-P", "-c", LOOK_AGAIN_AND_AGAIN, "nnx-killed")
     process = home.start(*launch_command(*TRAIN, "run.name=nnx-killed"))
     run = home.run("nnx-killed")
     eventually(lambda: (run.path / "checkpoints" / "20").exists() and home.status("nnx-killed").step >= 25, "steps behind a checkpoint")
@@ -74,6 +115,7 @@ def test_a_killed_script_comes_to_the_same_end(home: Home, undisturbed: str) -> 
     assert found == expected
     assert all(row["loss"] == expected[row["step"]] for row in run.metrics())
     assert said(home, "nnx-killed", 0, PARAMETERS, attempt=1) == said(home, "nnx", 0, PARAMETERS), "the parameters too, bit by bit"
+    check_looks(watch)
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from launcher.runs import RunDirectory, RunState, RunStatus
+from tests.compilations import compilations
 from tests.integration.training_gang import ROOT, Gang, evaluations, metrics, write_config
 
 
@@ -26,7 +27,7 @@ def command(*arguments: str) -> list[str]:
 
 def environment(cache: Path) -> dict[str, str]:
     own = {"PODLAUNCH_CACHE_DIR": str(cache / "data"), "PODLAUNCH_STATE_DIR": str(cache / "state"), "NO_COLOR": "1"}
-    return {**os.environ, **own, "PODLAUNCH_COMPILATION_CACHE": str(cache / "xla"), "PYTHONWARNINGS": "error"}
+    return {**os.environ, **own, "PODLAUNCH_COMPILATION_CACHE": str(compilations()), "PYTHONWARNINGS": "error"}
 
 
 def alone(cache: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

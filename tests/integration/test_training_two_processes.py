@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.gang.stragglers import Stragglers
 from tests.integration.training_gang import Gang, metrics, write_config
 
 SLOW_STEPS = 40
@@ -124,3 +125,31 @@ def test_a_wrong_mesh_ends_with_exit_code_1_and_one_line(cache: Path, tmp_path: 
         (error,) = gang.named("error")
     assert error["error"].startswith("trainer.mesh {data: 8, fsdp: 1, sequence: 1, tensor: 1} does not divide 3 devices")
     assert "Traceback" in (run / "child-0-0.log").read_text()
+
+
+SLOW_READER = """
+import runpy, time
+from launcher.data.batches import TrainBatches
+rows = TrainBatches.rows
+def late(self, step, start, stop):
+    time.sleep(0.2)
+    return rows(self, step, start, stop)
+TrainBatches.rows = late
+runpy.run_module("launcher.training.child", run_name="__main__")
+"""
+
+
+@pytest.mark.timeout(400)
+def test_the_host_that_the_others_wait_for_is_named(cache: Path, tmp_path: Path) -> None:
+    """The batches of one host come late, as from a slow disk."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW_READER)
+    run = write_config(tmp_path / "uneven", steps=12, checkpoint_every=1000, log_every=1)
+    with Gang(run, cache, processes=2, programs={1: [str(slow)]}) as gang:
+        assert gang.wait() == [0, 0], gang.events
+    stragglers = Stragglers(["a", "b"])
+    heard = sorted(((event["time"], index, event) for index, events in enumerate(gang.events) for event in events), key=lambda one: one[:2])
+    found = [told for when, index, event in heard if (told := stragglers.hear(index, event, when)) is not None]
+    assert [told.host for told in found] == ["b"], found
+    (told,) = found
+    assert 0.1 < told.extra_s <= told.step_s

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import yaml
+
+from tests.compilations import compilations
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = {"name": "test", "cloud": "emulated"}
@@ -58,7 +60,7 @@ def gang_environment(cache: Path, processes: int, devices: int) -> dict[str, str
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
         "PODLAUNCH_CACHE_DIR": str(cache / "data"),
-        "PODLAUNCH_COMPILATION_CACHE": str(cache / "xla"),
+        "PODLAUNCH_COMPILATION_CACHE": str(compilations()),
         "PODLAUNCH_COORDINATOR": f"127.0.0.1:{port}",
         "PODLAUNCH_NUM_PROCESSES": str(processes),
         "PODLAUNCH_PARENT_PID": str(os.getpid()),
@@ -69,7 +71,18 @@ def gang_environment(cache: Path, processes: int, devices: int) -> dict[str, str
 class Gang:
     """The processes of one attempt. `devices` is their total, split evenly."""
 
-    def __init__(self, run_dir: Path, cache: Path, *, processes: int, devices: int = 8, attempt: int = 0) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        cache: Path,
+        *,
+        processes: int,
+        devices: int = 8,
+        attempt: int = 0,
+        programs: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
+        """`programs`: what takes the place of `-m launcher.training.child` in some of the processes."""
+        self._programs = programs
         self.events: list[list[Event]] = [[] for _ in range(processes)]
         self._threads: list[threading.Thread] = []
         self._pipes: list[int] = []
@@ -79,7 +92,8 @@ class Gang:
     def _start(self, run_dir: Path, base: dict[str, str], index: int, attempt: int) -> "subprocess.Popen[bytes]":
         read, write = os.pipe()
         env = {**base, "PODLAUNCH_PROCESS_ID": str(index), "PODLAUNCH_EVENT_FD": str(write)}
-        command = [sys.executable, "-m", "launcher.training.child", str(run_dir), "--attempt", str(attempt)]
+        program = self._programs.get(index, ("-m", "launcher.training.child"))
+        command = [sys.executable, *program, str(run_dir), "--attempt", str(attempt)]
         with (run_dir / f"child-{attempt}-{index}.log").open("wb") as log:
             process = subprocess.Popen(command, env=env, pass_fds=[write], cwd=ROOT, stdout=log, stderr=log)
         os.close(write)

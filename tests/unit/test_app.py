@@ -10,7 +10,7 @@ from cluster import clusters
 from cluster.clusters import Cluster
 from cluster.errors import ClusterError, ConfigError
 from cluster.secret_place import SecretPlace
-from launcher import app
+from launcher import alone, app
 from launcher.attempts import end_run
 from launcher.config import LaunchConfig, RunConfig
 from launcher.data.config import DataConfig
@@ -150,3 +150,37 @@ def test_every_error_is_one_line_and_an_exit_code(
     assert guarded(command, "test") == code
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--nope"], "unrecognized arguments: --nope"),
+        (["--cfg", "jobs"], "argument --cfg/-c: invalid choice: 'jobs'"),
+        (["-m", "model=null,gemma"], "model=null: there is no such option"),
+        (["-m", "trainer.lr=a,b"], "point 1 of the sweep (trainer.lr=a): trainer.lr: expected a number, got 'a'"),
+    ],
+)
+def test_wrong_flags_and_sweeps_are_refused_in_one_line(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PODLAUNCH_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr("sys.argv", ["podlaunch", *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == ConfigError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert reason in line
+
+
+def test_wrong_flags_of_training_alone_are_refused_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["--nope"], ["--devices", "many"], ["--devices", "0"]):
+        monkeypatch.setattr("sys.argv", ["training", *words])
+        with pytest.raises(SystemExit) as ended:
+            alone.main()
+        assert ended.value.code == ConfigError.exit_code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert words[0] in line

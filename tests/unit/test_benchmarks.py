@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import overhead, recovery, soak
+from benchmarks import overhead, recovery, soak, throughput
 from benchmarks.measure import GANG, Failed, Lines, Told, first_new_step, last_line, median, ratio, table, wait_for
 from benchmarks.recovery import Sample
+from benchmarks.throughput import Visit
 from launcher.training.spare import libraries_of
 
 
@@ -105,6 +106,24 @@ def test_overhead_counts_steps_after_the_warm_ones_and_what_checkpoints_block() 
     saves = [{"event": "checkpoint", "step": number, "blocking_s": 0.1} for number in (20, 40)]
     evaluation = {"event": "evaluation", "step": 40, "loss": 2.0, "time": 99.0}
     assert overhead.blocking_share([*rows, *saves, evaluation], steps=40) == pytest.approx(0.1 / (0.5 * 39 + 5.0))
+
+
+def test_throughput_is_of_the_steps_after_the_warm_ones_and_the_losses_tell_whether_the_work_was_the_same() -> None:
+    losses = [5.0, 4.5, 4.0, 3.0]
+    visits = {
+        "podlaunch": [Visit(50.0, 4.0, 6.0, losses), Visit(9.0, 2.0, 2.0, losses), Visit(7.0, 2.0, 4.0, losses)],
+        "peer": [Visit(90.0, 1.0, 1.0, [5.0, 4.5, 4.0, 3.03])],
+    }
+    result = throughput.report(visits, tokens=512)
+    assert result["medians"]["podlaunch"] == {
+        "tokens_per_second": 512.0,
+        "cpu_seconds_per_step": 2.0,
+        "first_step_cold_s": 50.0,
+        "first_step_s": 8.0,
+    }
+    assert (result["tokens_ratio"], result["cpu_ratio"]) == ({"peer": 0.5}, {"peer": 4.0})
+    assert result["medians"]["peer"]["first_step_s"] is None
+    assert result["loss_difference"] == pytest.approx(0.01)
 
 
 def test_a_spare_imports_ahead_what_the_benchmarks_train_with() -> None:

@@ -12,7 +12,7 @@ import launcher.compose
 from cluster.config import SliceType
 from cluster.errors import ConfigError
 from launcher.compose import compose_cluster, compose_config, compose_file, config_dir, load
-from launcher.config import LaunchConfig
+from launcher.config import LaunchConfig, TrainerConfig
 
 
 def test_the_defaults_are_an_emulated_v4_16_with_the_nano_model() -> None:
@@ -78,11 +78,45 @@ def test_data_of_the_users_own_needs_a_path(name: str) -> None:
         ("trainer.lr='", 'cannot read the override "trainer.lr=\'"'),
         ("gemma", "cannot read the override 'gemma'"),
         ("run.name=${nowhere}", "nowhere"),
+        ("run.name=${oc.env:NOT_THERE}", "run.name: Environment variable 'NOT_THERE' not found"),
+        ("model=null", "model=null: there is no such option; known: gemma. Leave model out for the default"),
+        ("trainer=5", "trainer=5: there is no such option; known: debug, default."),
+        ("trainer=[1]", "trainer=1: there is no such option; known: debug, default."),
+        ("trainer.steps=null", "trainer.steps: null is no value here; leave it out for the default"),
+        ("trainer.mesh=3", "trainer.mesh: holds settings of its own"),
+        ("trainer.samples.prompts=hello", "trainer.samples.prompts: expected a list"),
+        ("run=null", "run: null is no value here"),
+        ("run.root=", "run.root"),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_line(override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(compose_config([override]))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n- b\n", "found a list"),
+        ("hello", "found a text"),
+        ("", "found nothing"),
+        ("a: [1\n", "is not valid YAML"),
+        ("trainer:\n\tsteps: 3\n", "is not valid YAML"),
+        ("model: null\n", "model=null: there is no such option"),
+        ("trainer: [1]\n", "trainer=1: there is no such option"),
+        ("trainer: fast\n", "trainer=fast: there is no such option"),
+        ("trainer: {steps: three}\n", "trainer.steps: expected a whole number, got 'three'"),
+        ("trainer: {steps: -3}\n", "trainer.steps -3: give a whole number of at least 1"),
+        ("modle: {variant: x}\n", "unknown setting 'modle'; did you mean 'model'?"),
+        ("1: 2\n", "cannot read the override '1=2'"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        compose_file(tmp_path / "run.yaml", [])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -153,6 +187,18 @@ def test_what_a_scripts_run_directory_holds_composes_to_the_same_config(tmp_path
     assert compose_file(path, []) == config
     path.write_text("job: script\nrun: {name: x}\n")
     assert compose_file(path, ["job.entrypoint=train.py --x='1 2'"]) == config
+
+
+def test_settings_of_this_machine_for_trainings_do_not_keep_a_script_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "conf" / "local" / "default.yaml"
+    place.parent.mkdir(parents=True)
+    place.write_text("# @package _global_\ntrainer: {steps: 7}\nmodel: {variant: gemma3-nano}\nrun: {spares: false}\n")
+    monkeypatch.chdir(tmp_path)
+    assert load(compose_config([])).training.trainer.steps == 7
+    config = script_config("job.entrypoint=train.py")
+    assert (config.model, config.trainer, config.run.spares) == (None, TrainerConfig(), False)
+    with pytest.raises(ConfigError, match="which trainer means nothing to"):
+        script_config("job.entrypoint=train.py", "trainer.lr=1e-3")
 
 
 @pytest.mark.parametrize("setting", ["model=gemma", "model.variant=gemma3-1b", "data=text", "data.path=x", "trainer=debug", "trainer.lr=1"])

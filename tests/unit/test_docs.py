@@ -34,7 +34,7 @@ def commands(text: str, program: str) -> list[list[str]]:
 def check_tpu(words: list[str]) -> None:
     """Raises AssertionError for a verb or an option that does not exist, ConfigError for a wrong setting."""
     command: Any = typer.main.get_command(app)
-    while words and hasattr(command, "commands"):
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
         if words[0].endswith(".yaml") and command.name == "train":  # means `run`
             words = ["run", *words]
         assert words[0] in command.commands, f"there is no `tpu ... {words[0]}`"
@@ -44,10 +44,10 @@ def check_tpu(words: list[str]) -> None:
     for word in words[: words.index("--")] if "--" in words else words:  # what follows is a command for somebody else
         if takes_value:
             takes_value = False
-        elif word.startswith("-"):
+        elif word.startswith("-") and word != "--help":
             assert word in options, f"`tpu {command.name}` has no option {word}"
             takes_value = not options[word].is_flag
-        else:
+        elif word != "--help":
             settings.append(word)
     if command.name == "start" and any(parameter.name == "overrides" for parameter in command.params):
         compose_cluster([f"cluster.{word}" if "=" in word else f"cluster={word}" for word in settings if not word.endswith("HOST:PORT")])

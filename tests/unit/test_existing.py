@@ -29,7 +29,8 @@ from cluster.tpu.errors import NotFoundError
 from cluster.tpu.orphans import find_orphans
 from cluster.tpu.provider import TPUProvider
 from cluster.vm.bundle import Bundle
-from cluster.vm.host_agent import SETTINGS_VARIABLE, read_settings
+from cluster.vm.host_agent import read_settings
+from cluster.vm.settings import SETTINGS_VARIABLE
 from tests.inprocess import no_ray
 
 ZONES = ["us-central2-b", "us-east5-b"]

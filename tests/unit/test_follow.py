@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cluster.cloud_errors import DeadlineExceededError, TransientError
 from launcher.follow import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, follow
 from launcher.runs import FirstFailure, Recoveries, RunDirectory, RunState, RunStatus
 
@@ -121,6 +122,26 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(run: RunDirectory) -> None:
     assert code == EXIT_INTERRUPTED
     assert f"tpu train attach {run.path}" in text
     assert f"tpu train stop {run.path}" in text
+
+
+def test_a_run_directory_that_does_not_answer_is_waited_for(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = RunDirectory.status
+    answers: list[Exception | None] = [
+        None,
+        TransientError("busy", resource="gs://b/r"),
+        DeadlineExceededError("silence", resource="gs://b/r"),
+    ]
+
+    def ask(self: RunDirectory) -> RunStatus | None:
+        if answers and (error := answers.pop(0)) is not None:
+            raise error
+        return known(self)
+
+    monkeypatch.setattr(RunDirectory, "status", ask)
+    code, text = watch(run, lambda: None, lambda: None, lambda: None, lambda: run.write_status(status(RunState.FAILED)))
+    assert code == EXIT_JOB_FAILED
+    (line,) = [line for line in text.splitlines() if "this goes on when it answers again" in line]
+    assert "gs://b/r" in line
 
 
 def test_a_terminal_shows_a_live_bar_with_the_time_left(run: RunDirectory) -> None:

@@ -15,8 +15,8 @@ from cluster.storage import storage_environment
 from launcher import code
 from launcher.compose import compose_config, load
 from launcher.config import LaunchConfig
+from launcher.gang.child import Child, Event
 from launcher.gang.mirror import REPLACE_INTERVAL_S, Mirror, open_place
-from launcher.gang.runner import Child, Event
 from launcher.profiles import ProfileRequest, trace_name
 from launcher.run_files import ObjectFiles
 from launcher.runs import RunDirectory

@@ -13,8 +13,9 @@ import pytest
 
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, read_companion
 from launcher.gang import nursery as nursery_module
+from launcher.gang.child import Event
 from launcher.gang.nursery import Borrowing, Nursery, Warm, borrow, listen
-from launcher.gang.runner import Event, Runner
+from launcher.gang.runner import Runner
 from launcher.runs import RunDirectory
 from tests.script_run import make_script_run
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.gang.runner import Child, Event
+from launcher.gang.child import Child, Event
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,7 +178,8 @@ def test_the_helper_is_light() -> None:
     program = "import json, sys; from launcher.training import script; print(json.dumps(sorted(sys.modules)))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     out = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60, check=True).stdout
-    ours = ["launcher", "launcher.training", *(f"launcher.training.{name}" for name in ("coordinator", "reporter", "rows", "script"))]
+    training = [f"launcher.training.{name}" for name in ("coordinator", "reporter", "rows", "script")]
+    ours = ["launcher", "launcher.process_variables", "launcher.training", *training]
     imported = json.loads(out)
     assert [name for name in imported if name.split(".")[0] == "launcher"] == ours
     assert not {"jax", "ray", "yaml", "cluster", "numpy"} & set(imported)

@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from cluster.vm.host_dir import Notice, NoticeKind, write_notice
-from launcher.gang.runner import Child, Event, Runner, echo
+from launcher.gang.child import Child, Event
+from launcher.gang.echo import echo
+from launcher.gang.runner import Runner
 
 TALK = """
 import json, os, sys
@@ -62,7 +64,7 @@ def test_a_training_process_dies_with_its_runner(tmp_path: Path) -> None:
     """The child asks the kernel for it before anything else; here its parent is killed the hard way."""
     program = "from launcher.training.child import die_with_parent; die_with_parent(); import time; print('up', flush=True); time.sleep(60)"
     runner = (
-        "import os, queue, sys, time; from pathlib import Path; from launcher.gang.runner import Child;"
+        "import os, queue, sys, time; from pathlib import Path; from launcher.gang.child import Child;"
         f"child = Child([sys.executable, '-c', {program!r}], dict(os.environ), Path({str(tmp_path / 'log')!r}), queue.Queue());"
         "print(child._process.pid, flush=True); time.sleep(60)"
     )
@@ -101,7 +103,7 @@ def test_a_notice_reaches_the_supervisor_and_the_child_once(tmp_path: Path, monk
     for _ in range(3):
         runner.pass_on(notice)
     assert runner._child.wait(20)
-    found = [*runner.next_events(20.0), *runner.next_events(20.0)]
+    found = [*runner.next_events(20.0), *runner.next_events(0.0)]
     assert found[0] == {"event": "notice", "kind": "preempted", "time": 1.0, "deadline": 31.0}
     assert [(event["event"], event.get("code")) for event in found[1:]] == [("exit", -signal.SIGTERM)]
 

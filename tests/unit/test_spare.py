@@ -16,7 +16,8 @@ from cluster.secret_place import SecretPlace
 from launcher import code
 from launcher.config import RunConfig
 from launcher.gang import runner as runner_module
-from launcher.gang.runner import Child, Event, Runner
+from launcher.gang.child import Child, Event
+from launcher.gang.runner import Runner
 from launcher.runs import RunDirectory
 from launcher.training.spare import libraries_of
 from tests.script_run import make_script_run

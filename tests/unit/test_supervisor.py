@@ -11,10 +11,10 @@ from cluster.config import ClusterConfig
 from launcher.config import BudgetConfig, LaunchConfig, RunConfig
 from launcher.data.config import DataConfig
 from launcher.gang.attempt import EXIT_STOPPED
+from launcher.gang.child import Event
 from launcher.gang.gang import Gang, GangLost
 from launcher.gang.placement import Host
 from launcher.gang.record import RunRecord
-from launcher.gang.runner import Event
 from launcher.gang.supervisor import Supervisor
 from launcher.models.config import ModelConfig
 from launcher.profiles import ProfileRequest

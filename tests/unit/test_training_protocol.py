@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from launcher.training.reporter import EVENT_FD_VARIABLE, PipeReporter, SilentReporter, StepThrottle, reporter_from_environment
+from launcher.process_variables import EVENT_FD
+from launcher.training.reporter import PipeReporter, SilentReporter, StepThrottle, reporter_from_environment
 
 
 def test_pipe_reporter_writes_one_json_line_an_event() -> None:
@@ -32,7 +33,7 @@ def test_pipe_reporter_survives_a_reader_that_went_away() -> None:
 
 
 def test_reporter_is_silent_without_a_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(EVENT_FD_VARIABLE, raising=False)
+    monkeypatch.delenv(EVENT_FD, raising=False)
     assert isinstance(reporter_from_environment(), SilentReporter)
 
 
@@ -45,5 +46,5 @@ def test_throttle_lets_first_last_and_logged_steps_through() -> None:
     assert throttle.passes(3, has_metrics=True)
     now[0] = 0.2
     assert throttle.passes(10, has_metrics=False)
-    now[0] = 0.5
+    now[0] = 1.2
     assert throttle.passes(4, has_metrics=False)
