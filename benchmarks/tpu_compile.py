@@ -1,12 +1,15 @@
 """What the TPU's own compiler says of our training step: every size of Gemma 3, on slices that are not there.
 
     python benchmarks/tpu_compile.py --list
-    python benchmarks/tpu_compile.py [--only 270m 4b-lora-v6e ...] [--results FILE]
+    python benchmarks/tpu_compile.py [--only 270m 4b-lora-v6e ...] [--results FILE] [--quick]
 
 Needs the extra `tpu`, and no TPU. A point is one size, full or LoRA, on the smallest slice of a generation that the estimate says it fits;
 batch 32 x 2,048 tokens, bfloat16 over float32 weights and moments (`experiment=bf16`). Each is compiled as `tpu train check` does, one
 at a time, minutes each. What is known is kept in FILE, a line a point, so that an interrupted run goes on where it was. `--only` takes the
 points whose names begin with one of the words.
+
+`--quick` goes only as far as every buffer has its place on the chip, which takes seconds: bytes, collectives and the kernel are known then,
+and whether it fits; that machine code can be made of it is not. A point that was compiled to the end stays so.
 
 The last line is JSON. Exit code 1 when a point that was asked for does not compile or fit, lacks the fused kernel, or misses a target.
 """
@@ -62,6 +65,13 @@ class Point:
         return load(compose_config(overrides(self)))
 
 
+def named(name: str) -> Point:
+    """The point that is called so."""
+    size, kind, slices = name.split("-", 2)
+    accelerator_type, _, several = slices.partition("-x")
+    return Point(size, kind == "lora", accelerator_type, int(several or 1))
+
+
 def overrides(point: Point) -> list[str]:
     """The settings of a launch, as on the command line."""
     profile = "v5e" if point.accelerator_type.startswith("v5litepod") else point.accelerator_type.partition("-")[0]
@@ -113,23 +123,24 @@ def smallest_slice(size: str, lora: bool, generation: str) -> str:
     raise Failed(f"{size} fits no slice of {generation}")
 
 
-def measure(point: Point) -> dict[str, Any]:
+def measure(point: Point, quick: bool = False) -> dict[str, Any]:
     """What the compiler and the estimate say. Raises Failed when the compiler breaks down."""
     try:
-        return check(point.config, LIMIT_S).to_dict()
+        return check(point.config, LIMIT_S, quick=quick).to_dict()
     except PodlaunchError as error:
         raise Failed(f"{point.name}: {error}") from error
 
 
-def fill(wanted: Sequence[Point], results: Path) -> dict[str, dict[str, Any]]:
-    """Compile what `results` does not have yet, and keep each as soon as it is there. Point's name -> what is known."""
+def fill(wanted: Sequence[Point], results: Path, quick: bool = False) -> dict[str, dict[str, Any]]:
+    """Compile what `results` does not have yet, and keep each as soon as it is there. Point's name -> what is known, the estimate anew."""
     known = {row["point"]: row for row in Lines(results).all()}
     for point in wanted:
-        if point.name in known:
+        if point.name in known and (quick or known[point.name]["compiler"]["compiles"] is not None):
+            known[point.name]["estimated"]["bytes"] = estimated(point)
             continue
         print(f"compiling {point.name} ...", file=sys.stderr, flush=True)
         begun = time.monotonic()
-        row = {"point": point.name, **measure(point), "machine": machine()}
+        row = {"point": point.name, **measure(point, quick), "machine": machine()}
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         known[point.name] = row
@@ -137,8 +148,13 @@ def fill(wanted: Sequence[Point], results: Path) -> dict[str, dict[str, Any]]:
     return {point.name: known[point.name] for point in wanted if point.name in known}
 
 
+def estimated(point: Point) -> dict[str, float]:
+    memory = estimate_of(point.config).memory
+    return memory.by_kind() | {"total": memory.total}
+
+
 TITLES = (
-    *("point", "mesh", "good", "GiB", "args", "temps", "estimate", "ratio", "fused", "s", "CPU s", "collectives"),
+    *("point", "mesh", "fits", "compiles", "GiB", "args", "temps", "estimate", "ratio", "fused", "s", "CPU s", "collectives"),
     *("~ms", "~bound", "~tokens/s", "~MFU"),
 )
 """Of the table; ~ marks what is a roofline's estimate, at best."""
@@ -158,13 +174,13 @@ def _line(name: str, row: Mapping[str, Any]) -> list[object]:
     return [
         name,
         mesh or "-",
-        "yes" if row["good"] else "NO",
+        "yes" if compiler["fits"] else "NO",
+        {True: "yes", False: "NO", None: "-"}[compiler["compiles"]],
         *sizes,
         _gib(estimated["bytes"]["total"]),
         estimate_ratio(row),
         "yes" if compiler["fused_attention"] else "no",
-        round(compiler["seconds"]),
-        round(compiler["cpu_seconds"]),
+        *([round(compiler["seconds"]), round(compiler["cpu_seconds"])] if compiler["compiles"] else [None, None]),
         collectives or "none",
         estimated["step_seconds_at_least"] * 1000,
         estimated["bound_by"],
@@ -181,9 +197,10 @@ def _gib(size: float | None) -> float | None:
 
 
 def estimate_ratio(row: Mapping[str, Any]) -> float | None:
-    """The estimate by the compiler's bytes."""
-    compiler = row["compiler"]
-    return ratio(row["estimated"]["bytes"]["total"], compiler.get("total_bytes") or compiler.get("needed_bytes"))
+    """The estimate by the compiler's bytes; without the code of a program that has none yet."""
+    compiler, estimated = row["compiler"], row["estimated"]["bytes"]
+    code = 0.0 if compiler["compiles"] else estimated["program"]
+    return ratio(estimated["total"] - code, compiler.get("total_bytes") or compiler.get("needed_bytes"))
 
 
 def verdict(found: Mapping[str, Mapping[str, Any]], wanted: Sequence[Point]) -> dict[str, Any]:
@@ -191,7 +208,8 @@ def verdict(found: Mapping[str, Mapping[str, Any]], wanted: Sequence[Point]) -> 
     ratios = {name: estimate_ratio(row) for name, row in found.items()}
     return {
         "benchmark": "tpu_compile",
-        "compiled": len(found),
+        "compiled": sum(row["compiler"]["compiles"] is True for row in found.values()),
+        "only_placed": sorted(name for name, row in found.items() if row["compiler"]["compiles"] is None),
         "bad": sorted(name for name, row in found.items() if not (row["good"] and row["compiler"]["fused_attention"])),
         "not_run": [point.name for point in wanted if point.name not in found],
         "estimate_ratios": ratios,
@@ -209,15 +227,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], metavar="POINT", help="points whose names begin so")
     parser.add_argument("--results", type=Path, default=Path("tpu-compile.jsonl"), help="what is known, a line a point")
+    parser.add_argument("--quick", action="store_true", help="only as far as every buffer has its place")
+    parser.add_argument("--table", action="store_true", help="only show what is known")
     parser.add_argument("--list", action="store_true", help="name the points and end")
     arguments = parser.parse_args()
-    wanted = list(points(tuple(arguments.only)))
+    if arguments.table:
+        known = {row["point"]: row for row in Lines(arguments.results).all() if row["point"].startswith(tuple(arguments.only))}
+        wanted = [named(name) for name in known]
+    else:
+        wanted = list(points(tuple(arguments.only)))
     if not wanted:
         raise Failed(f"no point begins with {' or '.join(arguments.only)}; --list names them")
     if arguments.list:
         print("\n".join(point.name for point in wanted))
         return 0
-    found = fill(wanted, arguments.results)
+    found = fill(wanted, arguments.results, arguments.quick or arguments.table)
     print(show(found))
     result = verdict(found, wanted)
     print(last_line(result))

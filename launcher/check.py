@@ -34,7 +34,8 @@ class Check:
 
     @property
     def good(self) -> bool:
-        return self.compilation.compiles and self.compilation.fits is True
+        """Whether nothing was found that speaks against it."""
+        return self.compilation.compiles is not False and self.compilation.fits is True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `--json` prints it. Bytes and FLOPs are of one chip."""
@@ -70,8 +71,9 @@ class Check:
         }
 
 
-def check(config: LaunchConfig, limit_s: float | None = None) -> Check:
-    """Compile the training step of `config` for its slices; takes minutes for a large model.
+def check(config: LaunchConfig, limit_s: float | None = None, *, quick: bool = False) -> Check:
+    """Compile the training step of `config` for its slices; takes minutes for a large model, and seconds when `quick`: only as far as every
+    buffer has its place.
 
     Raises ConfigError where there is nothing to compile or nothing to compile with, PodlaunchError when the compiler itself breaks down
     or takes longer than `limit_s`.
@@ -80,13 +82,14 @@ def check(config: LaunchConfig, limit_s: float | None = None) -> Check:
         raise ConfigError("tpu train check compiles our training step; job=script runs your own program, of which we know nothing")
     if importlib.util.find_spec(LIBTPU) is None:
         raise ConfigError('tpu train check needs the TPU compiler, which is not installed: pip install -c requirements.lock -e ".[tpu]"')
-    return Check(config, estimate_of(config), _compile(config, limit_s))
+    return Check(config, estimate_of(config), _compile(config, limit_s, quick))
 
 
-def _compile(config: LaunchConfig, limit_s: float | None) -> Compilation:
+def _compile(config: LaunchConfig, limit_s: float | None, quick: bool) -> Compilation:
     """In a process of its own: libtpu reads the environment once, and aborts its process where something is wrong with it."""
     slices = config.slices
-    request = {"config": config.training_on_slices.to_dict(), "topology": libtpu_topology(slices.accelerator), "slices": slices.slices}
+    topology = libtpu_topology(slices.accelerator)
+    request = {"config": config.training_on_slices.to_dict(), "topology": topology, "slices": slices.slices, "quick": quick}
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_CHILD} | ENVIRONMENT
     command = [sys.executable, "-m", "launcher.training.compile_check"]
     try:
@@ -98,4 +101,4 @@ def _compile(config: LaunchConfig, limit_s: float | None) -> Compilation:
     if done.returncode == 0:
         return Compilation(**json.loads(done.stdout))
     why = f"signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["no word"])[-1]
-    raise PodlaunchError(f"the compiler for {request['topology']} broke down: {why}")
+    raise PodlaunchError(f"the compiler for {topology} broke down: {why}")

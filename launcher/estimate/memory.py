@@ -1,11 +1,11 @@
 """Bytes of a chip that a training step takes, by kind.
 
-The kinds are what `compiled.memory_analysis()` weighs as arguments and temporaries, worked out from shapes. What lives at the same time is
-decided by two moments, whichever is larger: the backward pass of a layer, when all gradients are there (the table's twice, of rows and
-of the head), and that of a chunk of the loss, when only the head's is. What is not there at that moment counts 0.
+The kinds are those of the compiler's plan of a chip's memory (launcher/training/compile_check.py), worked out from shapes. What lives at
+the same time is decided by two moments, whichever is larger: the backward pass of a layer, when all gradients are there, and that of a
+chunk of the loss, when of the gradients only the head's is: its sum and that of a chunk. What is not there at that moment counts 0.
 
-How many copies of a layer's activations and weights live at a time, the compiler's schedule decides: `WORK` and `GATHERED` are fitted to
-what it takes for gemma3-270m and gemma3-4b on v6e-16 (fsdp 16, 32 x 2,048 tokens, full remat).
+How many arrays of a layer's width and how many layers' gathered weights live at a time, the compiler's schedule decides: `WORK` and
+`GATHERED` are fitted to its plans for Gemma 3 of all sizes on v6e, v5e and v5p (docs/tpu-compiler.md).
 """
 
 from dataclasses import asdict, dataclass
@@ -19,10 +19,13 @@ MOMENTS = {"adamw": 2, "sgd": 1}
 """Of the size of the weights. Adafactor keeps one for what it does not factor, and next to nothing for the rest."""
 PROGRAM = 30 * 2**20
 """Of gemma3-270m's step; a loop over layers makes it the same for larger models."""
-WORK = 6
+WORK = 5
 """Arrays of each width of a layer (d_ff, heads, d_model) that live while its gradients are worked out."""
-GATHERED, GATHERED_GRADIENTS = 5.0, 2.5
-"""Layers whose gathered weights live at a time, some of them in two layouts; and of gradients that are not yet split."""
+GATHERED = 1
+"""Layers whose gathered weights live at a time."""
+TURNED = ("q_proj", "k_proj", "v_proj")
+"""Matrices that the compiler lays out anew, all layers at once, before the loop over layers: trained ones when it casts them, frozen ones,
+which are there in the right type, in copies."""
 HBM_FOR_PROGRAMS = 0.96
 """Of a chip's memory: the runtime keeps the rest (libtpu offers 30.75 of 32 GiB on v4, 15.75 of 16 on v5e, 31.25 of 32 on v6e)."""
 
@@ -42,8 +45,8 @@ class MemoryEstimate:
     attention: float
     loss_chunk: float
     gathered_weights: float
-    """Weights in the type that is computed in: all that a chip holds, cast before the loop over layers, and those of the layers at work,
-    gathered over fsdp.
+    """Weights in the type that is computed in: all that a chip holds, cast or laid out anew before the loop over layers, and those of the
+    layer at work, gathered over fsdp.
     """
     program: float
     """The compiled code."""
@@ -60,9 +63,11 @@ def estimate_memory(step: StepShape) -> MemoryEstimate:
     """Bytes on one chip."""
     trained = [weight for weight in step.weights if weight.trained]
     gradients = sum(weight.held for weight in trained) * MASTER
-    head = sum(weight.held for weight in trained if not weight.layers) * MASTER
-    layers = {"gradients": gradients + head, "layer": _layer(step), "attention": _attention(step), "gathered_weights": _gathered(step)}
-    loss = {"gradients": head, "loss_chunk": step.chunk_logits * 4.0}
+    head = sum(weight.held for weight in trained if not weight.layers)
+    cast = _cast(step)
+    layers = {"gradients": gradients, "layer": _layer(step), "attention": _attention(step), "gathered_weights": cast + _gathered(step)}
+    narrow = head * step.element if step.element != MASTER else 0.0
+    loss = {"gradients": 2 * head * MASTER, "loss_chunk": step.chunk_logits * 4.0, "gathered_weights": cast + narrow}
     sums = gradients if step.config.trainer.accumulate > 1 else 0.0
     moment = max(layers, loss, key=lambda kinds: sum(kinds.values()))
     moment["gradients"] += sums
@@ -115,10 +120,13 @@ def _attention(step: StepShape) -> float:
     return 2.0 * step.rows * step.heads * step.length * step.config.trainer.seq_len * 4
 
 
-def _gathered(step: StepShape) -> float:
+def _cast(step: StepShape) -> float:
+    """What is made of the weights of all layers before the loop over them."""
+    if step.element == MASTER:
+        return 0.0
     layered = [weight for weight in step.weights if weight.layers]
-    cast = sum(weight.held for weight in layered if weight.trained) if step.element != MASTER else 0.0
-    gathered = [weight for weight in layered if weight.gathered > 1]
-    layers = GATHERED * sum(weight.used for weight in gathered)
-    gradients = GATHERED_GRADIENTS * sum(weight.used for weight in gathered if weight.trained)
-    return step.element * (cast + layers + gradients)
+    return step.element * sum(weight.held for weight in layered if weight.trained or weight.name in TURNED)
+
+
+def _gathered(step: StepShape) -> float:
+    return GATHERED * step.element * sum(weight.used for weight in step.weights if weight.layers and weight.gathered > 1)

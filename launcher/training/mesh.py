@@ -119,10 +119,11 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
 
 
 def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray[Any, Any]:
-    """Devices in the mesh's shape, the slices of TPUs along its first axis."""
+    """Devices in the mesh's shape, the slices of TPUs along its first axis. An axis may take part of one of the slice's: 2 x 8 of 4 x 4."""
     slices, *within = shape
     if slices > 1 and len({getattr(device, "slice_index", 0) for device in devices}) == slices:
-        return mesh_utils.create_hybrid_device_mesh((1, *within), (slices, *[1] * len(within)), devices)
+        across = (slices, *[1] * len(within))
+        return mesh_utils.create_hybrid_device_mesh((1, *within), across, devices, allow_split_physical_axes=True)
     if slices > 1:  # emulated hosts, whose processes are numbered slice by slice
         return np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
-    return mesh_utils.create_device_mesh(shape, devices)
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,25 +20,44 @@ from launcher.training.compile_check import Compilation
 from tests.integration.conftest import ROOT
 from tests.integration.tpu_compile_worker import CUT, NAME
 
-SLICES = {"one slice": ("v6e-4", 1, {"fsdp": 4}), "two slices": ("v5litepod-4", 2, {"fsdp": 2, "tensor": 2})}
+
+@dataclass(frozen=True)
+class Case:
+    """`quick`: as far as every buffer has its place; the rest takes minutes."""
+
+    kind: AcceleratorType
+    slices: int
+    mesh: dict[str, int]
+    batch: tuple[int, int]
+    quick: bool
+
+
+CASES = {
+    # Little but a table and a chunk of the loss, of which the compiler keeps some in a chip's vector memory: its bytes are not held
+    "one slice": Case(lookup("v6e-4"), 1, {"fsdp": 4}, (8, 256), quick=False),
+    # 8 x 2 of a slice of 4 x 4: an axis takes part of one of the slice's
+    "split axes": Case(lookup("v6e-16"), 1, {"fsdp": 8, "tensor": 2}, (64, 1024), quick=True),
+    "two slices": Case(lookup("v5litepod-4"), 2, {"fsdp": 2, "tensor": 2}, (8, 256), quick=True),
+}
 COMPILING_S = 280
 
 
-def step_of(slices: int, kind: AcceleratorType, mesh: dict[str, int]) -> StepShape:
-    trainer = {"batch_size": 8, "seq_len": 256, "compute_dtype": "bfloat16", "remat": "full", "mesh": {"data": 1, **mesh}}
+def step_of(case: Case) -> StepShape:
+    rows, length = case.batch
+    trainer = {"batch_size": rows, "seq_len": length, "compute_dtype": "bfloat16", "remat": "full", "mesh": {"data": 1, **case.mesh}}
     config = TrainingConfig.from_dict({"model": {"variant": NAME}, "data": {"source": "python_stdlib"}, "trainer": trainer})
-    return StepShape(config, config.check_devices(kind.chips * slices, slices))
+    return StepShape(config, config.check_devices(case.kind.chips * case.slices, case.slices))
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[str, tuple[StepShape, AcceleratorType, Compilation]]:
+def compiled() -> dict[str, tuple[StepShape, Compilation]]:
     """All in one process, which libtpu takes seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(VARIANTS, NAME, CUT)
-        steps = {name: (step_of(slices, lookup(kind), mesh), lookup(kind)) for name, (kind, slices, mesh) in SLICES.items()}
+        steps = {name: step_of(case) for name, case in CASES.items()}
         requests = [
-            {"config": step.config.to_dict(), "topology": libtpu_topology(kind), "slices": step.mesh.shape["slice"]}
-            for step, kind in steps.values()
+            {"config": steps[name].config.to_dict(), "topology": libtpu_topology(case.kind), "slices": case.slices, "quick": case.quick}
+            for name, case in CASES.items()
         ]
         command = [sys.executable, "-m", "tests.integration.tpu_compile_worker"]
         done = subprocess.run(
@@ -52,20 +72,23 @@ def compiled() -> dict[str, tuple[StepShape, AcceleratorType, Compilation]]:
         )
         assert done.returncode == 0, done.stderr[-2000:]
         answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-        return {name: (*steps[name], Compilation(**answer)) for name, answer in zip(steps, answers, strict=True)}
+        return {name: (steps[name], Compilation(**answer)) for name, answer in zip(CASES, answers, strict=True)}
 
 
-@pytest.mark.parametrize("case", SLICES)
+@pytest.mark.parametrize("name", CASES)
 def test_the_step_compiles_and_fits_with_the_fused_kernel_and_takes_what_was_estimated(
-    compiled: dict[str, tuple[StepShape, AcceleratorType, Compilation]], case: str, monkeypatch: pytest.MonkeyPatch
+    compiled: dict[str, tuple[StepShape, Compilation]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(VARIANTS, NAME, CUT)
-    step, kind, found = compiled[case]
-    print(case, found, estimate_memory(step))  # shown where it fails
-    assert found.compiles, found.error
+    case, (step, found) = CASES[name], compiled[name]
+    print(name, found, estimate_memory(step))  # shown where it fails
+    assert found.compiles is (None if case.quick else True), found.error
     assert found.fits
     assert found.total_bytes is not None
-    assert fits(found.total_bytes, kind.hbm_gib)
+    assert fits(found.total_bytes, case.kind.hbm_gib)
     assert found.fused_attention
     assert found.collectives
-    assert estimate_memory(step).total == pytest.approx(found.total_bytes, rel=ERROR)
+    assert found.analysis_bytes is None or found.analysis_bytes >= found.total_bytes
+    if case.quick:  # there is no code yet
+        estimate = estimate_memory(step)
+        assert estimate.total - estimate.program == pytest.approx(found.total_bytes, rel=ERROR)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 from launcher.models.registry import VARIANTS
@@ -13,7 +14,7 @@ CUT = dataclasses.replace(
     layers=2,
     local_per_global=1,
     d_model=256,
-    d_ff=512,
+    d_ff=2048,
     heads=2,
     head_dim=128,
     query_scale=128.0,
@@ -27,4 +28,5 @@ they are; with the whole vocabulary, since a program of nothing but code would s
 
 if __name__ == "__main__":
     VARIANTS[NAME] = CUT
-    print(json.dumps([dataclasses.asdict(compile_for(**request)) for request in json.loads(sys.stdin.read())]))
+    print(json.dumps([dataclasses.asdict(compile_for(**request)) for request in json.loads(sys.stdin.read())]), flush=True)
+    os._exit(0)  # where a request was a quick one, the compiler is still at work

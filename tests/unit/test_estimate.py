@@ -1,6 +1,8 @@
 """The estimates of memory and time, and the mesh chosen by them. Whether they are right, the compiler judges (tests/integration)."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from launcher.config import LaunchConfig, TrainingConfig
 from launcher.estimate.choose import choose_mesh
 from launcher.estimate.memory import GIB, estimate_memory
 from launcher.estimate.roofline import estimate_time
-from launcher.estimate.run import check_memory, estimate_of
+from launcher.estimate.run import ERROR, check_memory, estimate_of
 from launcher.estimate.step import StepShape
 from launcher.mesh import MeshConfig
 from launcher.models.config import LoraConfig, ModelConfig
@@ -194,3 +196,25 @@ def test_a_mesh_of_several_slices_is_resolved_slice_by_slice() -> None:
         MeshConfig(fsdp=3).resolve(32, 2)
     with pytest.raises(ConfigError, match=r"trainer\.mesh\.slices is 3 and the run has 2"):
         MeshConfig(slices=3).resolve(32, 2)
+
+
+PLANS = Path(__file__).parents[2] / "docs" / "tpu-compiler.jsonl"
+"""What benchmarks/tpu_compile.py found out: a line a point."""
+
+
+def test_the_estimate_of_memory_is_within_its_error_of_every_plan_that_the_compiler_made() -> None:
+    ratios = {}
+    for line in PLANS.read_text().splitlines():
+        row = json.loads(line)
+        if row["compiler"]["total_bytes"] is None:
+            continue
+        size, kind, _ = row["point"].split("-", 2)
+        mesh = {axis: ways for axis, ways in row["mesh"].items() if axis != "slice"}
+        config = training(f"gemma3-{size}", batch_size=row["batch_size"], seq_len=row["seq_len"], remat=row["remat"])
+        if kind == "lora":
+            config = dataclasses.replace(config, model=ModelConfig(f"gemma3-{size}", weights="hf://google/any", lora=LoraConfig(rank=16)))
+        estimate = estimate_memory(step(config, row["chips"], row["slices"], **mesh))
+        code = 0.0 if row["compiler"]["compiles"] else estimate.program  # there is none before the compiler has come to its end
+        ratios[row["point"]] = (estimate.total - code) / row["compiler"]["total_bytes"]
+    assert len(ratios) > 15
+    assert {name for name, value in ratios.items() if abs(value - 1) > ERROR} == set()
