@@ -18,7 +18,7 @@ from cluster.clusters import Cluster
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, ConfigError, PodlaunchError
 from launcher import jobs
-from launcher.attempts import claim_next, end_run, submit_next
+from launcher.attempts import claim_next, end_run, next_attempt, submit_next
 from launcher.code import pack_data
 from launcher.compose import CONFIG_NAME, compose_config, config_dir, explain, load, register_schema, spell_out
 from launcher.config import LaunchConfig
@@ -119,6 +119,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     before = run.status()
     if before is not None and before.cluster != cluster.name:
         index_of(run.config().cluster).forget(run)  # it was suspended there
+    jobs.make_way(cluster.http, run, jobs.job_id(run, next_attempt(run)))
     claimed = claim_next(run)
     if claimed is None:
         raise ClusterError(f"run {run.run_id!r} is being started by another command; follow it with `tpu train attach {run.url}`")

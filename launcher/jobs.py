@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from cluster.errors import ClusterError
 from cluster.ray_http import HeadRefused, RayHttp
 from cluster.secret_place import SecretPlace
 from cluster.state import private_dir, write_atomic
@@ -67,6 +68,20 @@ def post(
         sleep(1.0)
         if job in living(http):  # the agent had it, and was too slow to say so
             return
+
+
+def make_way(http: RayHttp, run: RunDirectory, job: str) -> None:
+    """See to it that `job` can be submitted: Ray refuses an id for as long as it knows a job by it, be its run's directory deleted or not.
+
+    Raises ClusterError when a run of that name in another place is under way on the cluster, or the head does not answer.
+    """
+    for known in http.get("/api/jobs/"):
+        about = known.get("metadata") or {}
+        if known["status"] in ENDED:
+            if known.get("submission_id") == job:
+                http.delete(f"/api/jobs/{job}")
+        elif about.get("job_name") == run.run_id and (place := about.get("run_directory")) != run.url:
+            raise ClusterError(f"a run {run.run_id!r} is under way on this cluster already, in {place}: choose another run.name")
 
 
 def ending(http: RayHttp, job: str) -> str:

@@ -1,5 +1,7 @@
 """What ends a run before its last step: its spending cap, and a user who cannot wait."""
 
+import shutil
+
 import pytest
 
 from launcher.runs import RunState
@@ -22,6 +24,10 @@ def test_a_run_that_is_stopped_now_does_not_wait_for_a_checkpoint(home: Home) ->
     assert (status.state, status.reason) == (RunState.STOPPED, "stopped at once, as somebody asked")
     assert status.checkpoint is None
     assert not [path for path in (run.path / "checkpoints").glob("*") if path.name.isdigit()]
+
+    shutil.rmtree(run.path)
+    again = home.launch("run.name=hasty", "trainer=debug")
+    assert again.returncode == 0, f"its name is free again: {again.stdout}{again.stderr}"
 
 
 def test_a_run_that_has_spent_its_cap_saves_and_ends_and_goes_on_with_a_higher_one(home: Home) -> None:

@@ -33,7 +33,7 @@ def test_a_submission_carries_names_of_secrets_and_never_values(
     cluster: Cluster, run: RunDirectory, head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "s3cret")
-    head.answers["POST /api/jobs/"] = {}
+    head.answers |= {"/api/jobs/": [], "POST /api/jobs/": {}}
     config = dataclasses.replace(run.config(), run=RunConfig(secrets=["HF_TOKEN", "NOT_SET"]))
     assert app.submit(cluster, run, config, b"zip") == "r-1"
     (posted,) = head.posted
@@ -50,7 +50,7 @@ def test_a_submission_carries_names_of_secrets_and_never_values(
 
 def test_a_refused_submission_ends_the_run_instead_of_leaving_it_queued(cluster: Cluster, run: RunDirectory, head: Head) -> None:
     config = run.config()
-    head.answers.clear()
+    head.answers["/api/jobs/"] = []
     with pytest.raises(ClusterError, match="refused"):
         app.submit(cluster, run, config, b"zip")
     status = run.status()
@@ -60,6 +60,7 @@ def test_a_refused_submission_ends_the_run_instead_of_leaving_it_queued(cluster:
 
 
 def test_two_commands_do_not_start_one_run(cluster: Cluster, run: RunDirectory, head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    head.answers["/api/jobs/"] = []
     monkeypatch.setattr(app, "claim_next", lambda _: None)
     with pytest.raises(ClusterError, match="is being started by another command"):
         app.submit(cluster, run, run.config(), b"zip")
@@ -89,7 +90,7 @@ def bring_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_suspended_run_goes_on_when_its_cluster_is_brought_up(
     cluster: Cluster, suspended: RunDirectory, head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head.answers["POST /api/jobs/"] = {}
+    head.answers |= {"/api/jobs/": [], "POST /api/jobs/": {}}
     assert bring_up(cluster, monkeypatch) == [f"run {suspended.url} goes on"]
     status = suspended.status()
     assert status is not None
@@ -117,7 +118,7 @@ def test_a_suspended_run_that_cannot_go_on_stays_and_says_why(
 
 
 def test_a_run_that_is_taken_up_again_keeps_its_account(cluster: Cluster, run: RunDirectory, head: Head) -> None:
-    head.answers["POST /api/jobs/"] = {"submission_id": "r-1"}
+    head.answers |= {"/api/jobs/": [], "POST /api/jobs/": {"submission_id": "r-1"}}
     before = RunStatus("r", "c", RunState.STOPPED, started_at=1000.0, updated_at=1100.0, ended_at=1100.0, highest_step=9)
     (run.path / "status.json").unlink(missing_ok=True)
     run.write_status(dataclasses.replace(before, phases={"training": 60.0, "compiling": 40.0}, costs={"training": 3.0}))

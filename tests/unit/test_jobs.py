@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.clusters import Cluster
+from cluster.errors import ClusterError
 from cluster.ray_http import HeadRefused
 from launcher import jobs
 from launcher.runs import RunDirectory
@@ -48,3 +49,24 @@ def test_other_refusals_and_an_agent_that_never_comes_are_told(
     with pytest.raises(HeadRefused, match=refusals[0][:14]):
         post(cluster, tmp_path)
     assert len(head.posted) == 1 + waited
+
+
+def known(job: str, status: str, run_directory: str) -> dict[str, object]:
+    return {"submission_id": job, "status": status, "metadata": {"job_name": "r", "run_directory": run_directory}}
+
+
+def test_a_job_whose_run_is_deleted_makes_way_for_one_of_its_name(head: Head, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+    run = RunDirectory(tmp_path / "r")
+    head.answers[JOBS] = [known("r", "SUCCEEDED", run.url), known("r-1", "FAILED", run.url), {"submission_id": None, "status": "RUNNING"}]
+    jobs.make_way(cluster.http, run, "r")
+    assert head.deleted == [f"{JOBS}r"]
+
+
+def test_a_run_of_the_same_name_in_another_place_is_told(head: Head, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+    run = RunDirectory(tmp_path / "r")
+    head.answers[JOBS] = [known("r", "RUNNING", run.url)]
+    jobs.make_way(cluster.http, run, "r-1")
+    head.answers[JOBS] = [known("r-3", "RUNNING", "/elsewhere/r")]
+    with pytest.raises(ClusterError, match=r"a run 'r' is under way on this cluster already, in /elsewhere/r: choose another run.name"):
+        jobs.make_way(cluster.http, run, "r")
+    assert head.deleted == []
