@@ -56,6 +56,7 @@ PAGES = {
     "README.md": Page(
         files={"conf/local/default.yaml": SMALL, "pairs.jsonl": PAIRS, "train.py": PROGRAM, "config.yaml": CONFIG},
         meanwhile=("podlaunch run.name=mine run.resume=true trainer.lr=1e-5 trainer.steps=400",),
+        long=True,
     ),
     "docs/monitoring.md": Page(files={"conf/local/default.yaml": SMALL}, before=(TRAINS,), meanwhile=(TRAINS,), long=True),
     "docs/recovery.md": Page(files={"conf/local/default.yaml": SMALL}, before=("podlaunch run.name=mine",), long=True),

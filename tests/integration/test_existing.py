@@ -85,6 +85,7 @@ def slices(home: WithGcloud) -> dict[str, Any]:
     return {one["name"]: one for row in rows for one in row["slices"]}
 
 
+@pytest.mark.long
 def test_existing_slice_joins_runs_and_is_left_as_it_was(home: WithGcloud, client: tpu_v2.TpuClient) -> None:
     before = client.get_node(name=f"{PARENT}/nodes/theirs", timeout=10)
     wrong = home.tpu("start", "-y", "existing=[theirs]", "accelerator_type=v4-8")

@@ -30,6 +30,7 @@ def test_a_run_that_is_stopped_now_does_not_wait_for_a_checkpoint(home: Home) ->
     assert again.returncode == 0, f"its name is free again: {again.stdout}{again.stderr}"
 
 
+@pytest.mark.long
 def test_a_run_that_has_spent_its_cap_saves_and_ends_and_goes_on_with_a_higher_one(home: Home) -> None:
     a_dollar_a_second = "cluster.slice_usd_per_hour=3600"
     capped = home.launch("run.name=capped", *LONG, a_dollar_a_second, "run.max_usd=20")

@@ -151,6 +151,7 @@ def samples(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_job_writes_samples_before_and_after_alike_on_one_device_and_on_the_mesh_of_two_processes(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

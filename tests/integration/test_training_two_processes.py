@@ -66,6 +66,7 @@ def test_two_processes_killed_and_resumed_give_the_undisturbed_result(undisturbe
     assert all(record["step"] > newest for record in records if record["attempt"] == 1)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_sigterm_to_one_process_stops_both_at_the_same_step_and_one_process_goes_on(undisturbed: Path, cache: Path, tmp_path: Path) -> None:
     run = write_config(tmp_path / "stopped", steps=SLOW_STEPS, checkpoint_every=1000)
@@ -139,6 +140,7 @@ runpy.run_module("launcher.training.child", run_name="__main__")
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_host_that_the_others_wait_for_is_named(cache: Path, tmp_path: Path) -> None:
     """The batches of one host come late, as from a slow disk."""
