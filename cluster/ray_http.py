@@ -49,9 +49,6 @@ class RayHttp:
         headers = {**self.headers(), "Content-Type": "application/json"}
         return self._request(urllib.request.Request(f"{self._url}{path}", json.dumps(body).encode(), headers, method="POST"), timeout)
 
-    def delete(self, path: str, *, timeout: float = 10.0) -> None:
-        self._request(urllib.request.Request(f"{self._url}{path}", headers=self.headers(), method="DELETE"), timeout)
-
     def answers(self) -> bool:
         """Whether jobs can be submitted."""
         try:

@@ -119,7 +119,7 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     before = run.status()
     if before is not None and before.cluster != cluster.name:
         index_of(run.config().cluster).forget(run)  # it was suspended there
-    jobs.make_way(cluster.http, run, jobs.job_id(run, next_attempt(run)))
+    jobs.check_free(cluster.http, run, jobs.job_id(run, next_attempt(run)))
     claimed = claim_next(run)
     if claimed is None:
         raise ClusterError(f"run {run.run_id!r} is being started by another command; follow it with `tpu train attach {run.url}`")

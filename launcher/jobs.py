@@ -70,18 +70,19 @@ def post(
             return
 
 
-def make_way(http: RayHttp, run: RunDirectory, job: str) -> None:
-    """See to it that `job` can be submitted: Ray refuses an id for as long as it knows a job by it, be its run's directory deleted or not.
-
-    Raises ClusterError when a run of that name in another place is under way on the cluster, or the head does not answer.
+def check_free(http: RayHttp, run: RunDirectory, job: str) -> None:
+    """Raises ClusterError when `job` cannot be submitted: Ray refuses an id for as long as it knows a job by it, be its run's directory
+    deleted or not; or when the head does not answer.
     """
     for known in http.get("/api/jobs/"):
         about = known.get("metadata") or {}
-        if known["status"] in ENDED:
-            if known.get("submission_id") == job:
-                http.delete(f"/api/jobs/{job}")
-        elif about.get("job_name") == run.run_id and (place := about.get("run_directory")) != run.url:
+        place = about.get("run_directory")
+        if known["status"] not in ENDED and about.get("job_name") == run.run_id and place != run.url:
             raise ClusterError(f"a run {run.run_id!r} is under way on this cluster already, in {place}: choose another run.name")
+        if known.get("submission_id") == job:
+            raise ClusterError(
+                f"this cluster has had a run {run.run_id!r}, in {place}, which is deleted or elsewhere: choose another run.name"
+            )
 
 
 def ending(http: RayHttp, job: str) -> str:

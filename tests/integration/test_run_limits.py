@@ -27,7 +27,9 @@ def test_a_run_that_is_stopped_now_does_not_wait_for_a_checkpoint(home: Home) ->
 
     shutil.rmtree(run.path)
     again = home.launch("run.name=hasty", "trainer=debug")
-    assert again.returncode == 0, f"its name is free again: {again.stdout}{again.stderr}"
+    assert again.returncode == 1, again.stdout + again.stderr
+    assert again.stderr.splitlines()[-1].endswith("which is deleted or elsewhere: choose another run.name")
+    assert not run.path.exists(), "nothing was begun"
 
 
 @pytest.mark.long

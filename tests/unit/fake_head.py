@@ -31,7 +31,6 @@ class Head:
         self.posted: list[dict[str, Any]] = []
         self.refusals: list[str] = []
         """What the next posts are refused with, one each."""
-        self.deleted: list[str] = []
         head = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,10 +43,6 @@ class Head:
                     head.refuse(self, head.refusals.pop(0))
                 else:
                     head.answer(self, head.answers.get(f"POST {self.path}"))
-
-            def do_DELETE(self) -> None:
-                head.deleted.append(self.path)
-                head.answer(self, True)
 
             def log_message(self, *_: object) -> None:
                 """Quiet."""

@@ -55,18 +55,18 @@ def known(job: str, status: str, run_directory: str) -> dict[str, object]:
     return {"submission_id": job, "status": status, "metadata": {"job_name": "r", "run_directory": run_directory}}
 
 
-def test_a_job_whose_run_is_deleted_makes_way_for_one_of_its_name(head: Head, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+def test_a_name_that_ray_has_given_out_is_refused_in_one_line(head: Head, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
     run = RunDirectory(tmp_path / "r")
-    head.answers[JOBS] = [known("r", "SUCCEEDED", run.url), known("r-1", "FAILED", run.url), {"submission_id": None, "status": "RUNNING"}]
-    jobs.make_way(cluster.http, run, "r")
-    assert head.deleted == [f"{JOBS}r"]
+    head.answers[JOBS] = [known("r", "SUCCEEDED", run.url), {"submission_id": None, "status": "RUNNING"}]
+    jobs.check_free(cluster.http, run, "r-1")
+    with pytest.raises(ClusterError, match=r"has had a run 'r', in .*/r, which is deleted or elsewhere: choose another run.name"):
+        jobs.check_free(cluster.http, run, "r")
 
 
 def test_a_run_of_the_same_name_in_another_place_is_told(head: Head, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
     run = RunDirectory(tmp_path / "r")
     head.answers[JOBS] = [known("r", "RUNNING", run.url)]
-    jobs.make_way(cluster.http, run, "r-1")
+    jobs.check_free(cluster.http, run, "r-1")
     head.answers[JOBS] = [known("r-3", "RUNNING", "/elsewhere/r")]
     with pytest.raises(ClusterError, match=r"a run 'r' is under way on this cluster already, in /elsewhere/r: choose another run.name"):
-        jobs.make_way(cluster.http, run, "r")
-    assert head.deleted == []
+        jobs.check_free(cluster.http, run, "r")
