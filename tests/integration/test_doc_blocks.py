@@ -92,6 +92,7 @@ class Reader:
         self._gcloud = checking_gcloud(self.home.folder.parent / "bin")["PATH"]
         self._own = str(self.home.folder.parent / "home")  # what --install-completion writes to
         Path(self._own).mkdir(exist_ok=True)
+        self.home.folder.mkdir()
         if self.page.emulated:
             self._emulate()
         shutil.copytree(ROOT / "examples", self.home.folder / "examples")  # of the checkout that a reader stands in
