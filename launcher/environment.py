@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 
+from launcher.process_variables import EVENT_FD, HURRY, ORDERS_FD, PARENT_PID, REQUEST_FD, STOP_FD
+
 USER_VARIABLES = frozenset(
     {
         "GOOGLE_CLOUD_PROJECT",  # cluster.project where the config names none
@@ -33,15 +35,15 @@ INTERNAL_VARIABLES = frozenset(
         "PODLAUNCH_COORDINATOR",
         "PODLAUNCH_NUM_PROCESSES",
         "PODLAUNCH_PROCESS_ID",
-        "PODLAUNCH_EVENT_FD",
-        "PODLAUNCH_STOP_FD",
-        "PODLAUNCH_REQUEST_FD",
-        "PODLAUNCH_HURRY",
-        "PODLAUNCH_ORDERS_FD",
+        EVENT_FD,
+        STOP_FD,
+        REQUEST_FD,
+        HURRY,
+        ORDERS_FD,
         "PODLAUNCH_RUN_DIR",
         "PODLAUNCH_ATTEMPT",
         "PODLAUNCH_CHECKPOINT_DIR",
-        "PODLAUNCH_PARENT_PID",
+        PARENT_PID,
         "PODLAUNCH_USER_CODE",
         "PODLAUNCH_COMPILATION_CACHE",
         "PODLAUNCH_PEAK_FLOPS",
