@@ -21,11 +21,13 @@ from cluster.local import stop_emulator
 from launcher.cli.main import app
 
 PARENT = "projects/p/locations/us-central2-b"
-# Writes down the notice that it gets, then stays.
+# Writes down the notice that it gets, then stays. The tag is of what it knows: nothing is missed between two requests.
 SCRIPT = """
 url="http://$GCE_METADATA_HOST/computeMetadata/v1/instance/preempted"
+curl -sf -D "$HOME/headers" -o /dev/null -H 'Metadata-Flavor: Google' "$url"
+tag=$(sed -n 's/^ETag: \\([^\\r]*\\).*/\\1/p' "$HOME/headers")
 touch "$HOME/booted"
-curl -sf -H 'Metadata-Flavor: Google' "$url?wait_for_change=true" > "$HOME/notice"
+curl -sf -H 'Metadata-Flavor: Google' "$url?wait_for_change=true&last_etag=$tag" > "$HOME/notice"
 exec sleep 1234.5
 """
 
@@ -91,11 +93,16 @@ def hosts(state: Path) -> list[psutil.Process]:
     return found
 
 
+def up(state: Path) -> None:
+    """A shell and its curl on each of the node's two hosts: both wait for the change."""
+    wait(lambda: len(list((state / "emulator" / "hosts").glob("*/home/booted"))) == 2)
+    wait(lambda: len(hosts(state)) == 4)
+
+
 def test_preempted_node_warns_its_hosts_then_ends_them(client: tpu_v2.TpuClient, state: Path) -> None:
     create(client)
     disks = state / "emulator" / "hosts"
-    wait(lambda: len(list(disks.glob("*/home/booted"))) == 2)
-    wait(lambda: len(hosts(state)) == 4)  # a shell and its curl on each: both wait for the change
+    up(state)
     said("preempt", "n", "--notice", "600")
     wait(lambda: [path.read_text() for path in disks.glob("*/home/notice")] == ["TRUE", "TRUE"])
     assert client.get_node(name=f"{PARENT}/nodes/n").state == tpu_v2.Node.State.READY
@@ -110,7 +117,7 @@ def test_preempted_node_warns_its_hosts_then_ends_them(client: tpu_v2.TpuClient,
 
 def test_host_stands_still_wakes_dies_and_boots_again(client: tpu_v2.TpuClient, state: Path) -> None:
     create(client)
-    wait(lambda: len(hosts(state)) == 4)
+    up(state)
 
     def statuses() -> list[str]:
         return sorted(process.status() for process in hosts(state))
