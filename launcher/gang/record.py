@@ -195,7 +195,7 @@ class RunRecord:
 
 _ACCOUNTED = frozenset(phase.value for phase in Phase)
 _BRIEF = (Phase.TRAINING, Phase.SAVING, Phase.SCRIPT)
-"""Training and saving alternate; with its script's first word a run is RUNNING, which is written together. The next tick writes the rest."""
+"""The next tick writes them: training and saving alternate, and with its script's first word a run is RUNNING, which belongs to it."""
 _HANDLERS: Mapping[str, Callable[[RunRecord, Mapping[str, Any]], None]] = {
     "phase": RunRecord._on_phase,
     "step": RunRecord._on_step,
