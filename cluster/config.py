@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from cluster.durations import parse_duration
 from cluster.errors import ConfigError
 from cluster.schema import build, did_you_mean, to_plain
 from cluster.tpu.catalog import AcceleratorType, resolve
+from cluster.yaml_files import read_yaml
 
 PROVISIONING = ("on-demand", "spot", "reserved")
 CLOUDS = ("google", "emulated")
@@ -127,12 +126,7 @@ class TPUConfig:
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
         """From a YAML file with the same keys as `from_dict`. Raises ConfigError, also when the file is missing or no YAML."""
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        values = read_yaml(path)
         return cls.from_dict({} if values is None else values)
 
     def to_dict(self) -> dict[str, Any]:

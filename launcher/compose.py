@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
 from cluster.schema import did_you_mean, flatten
-from launcher.config import LaunchConfig, meaningless_for_script, read_yaml
+from cluster.yaml_files import read_settings
+from launcher.config import LaunchConfig, meaningless_for_script
 from launcher.mesh import AUTO, AXES
 
 CONFIG_NAME = "config"
@@ -134,7 +135,7 @@ def compose_file(path: Path, overrides: Sequence[str]) -> LaunchConfig:
 
     Raises ConfigError for a missing or broken file, an unknown key, a wrong value.
     """
-    values = read_yaml(path)
+    values = read_settings(path)
     groups = [f"{key}={value}" for key, value in values.items() if isinstance(value, str)]
     if isinstance(job := values.get("job"), Mapping) and isinstance(job.get("kind"), str):  # it decides which groups there are
         groups.append(f"job={job['kind']}")

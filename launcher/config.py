@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from cluster.config import ClusterConfig
 from cluster.durations import parse_duration
 from cluster.errors import ConfigError
 from cluster.schema import at_least, build, did_you_mean, to_plain
+from cluster.yaml_files import read_settings
 from launcher.data.config import DataConfig
 from launcher.entrypoint import Entrypoint, parse_entrypoint
 from launcher.mesh import MeshConfig
@@ -318,7 +317,7 @@ class TrainingConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Raises ConfigError for a missing or unreadable file, broken YAML, and whatever `from_dict` refuses."""
-        return cls.from_dict(read_yaml(path))
+        return cls.from_dict(read_settings(path))
 
     def to_dict(self) -> dict[str, Any]:
         return to_plain(self)
@@ -399,7 +398,7 @@ class LaunchConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        return cls.from_dict(read_yaml(path))
+        return cls.from_dict(read_settings(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Without what means nothing to a script."""
@@ -478,27 +477,6 @@ class LaunchConfig:
 
 def meaningless_for_script(group: str) -> ConfigError:
     return ConfigError(f"job=script runs your own program, which {group} means nothing to: leave it out, or choose job=train")
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises ConfigError when it is missing, unreadable or something else."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    return parse_yaml(content, str(path))
-
-
-def parse_yaml(content: bytes, place: str) -> dict[str, Any]:
-    """YAML text that holds a mapping; `place` is where it comes from. Raises ConfigError when it is something else."""
-    try:
-        values = yaml.safe_load(content.decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        found = {list: "a list", str: "a text", type(None): "nothing"}.get(type(values), type(values).__name__)
-        raise ConfigError(f"{place}: expected a mapping of settings such as `trainer: {{steps: 100}}`, found {found}")
-    return values
 
 
 def absolute(path: str) -> str:

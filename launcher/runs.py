@@ -26,7 +26,8 @@ import yaml
 
 from cluster.errors import ConfigError, PodlaunchError
 from cluster.storage import PATIENCE_S
-from launcher.config import LaunchConfig, parse_yaml
+from cluster.yaml_files import parse_settings
+from launcher.config import LaunchConfig
 from launcher.goodput import Phase
 from launcher.log_times import times_of, written_before
 from launcher.profiles import REQUEST, ProfileRequest, traces_of
@@ -242,7 +243,7 @@ class RunDirectory:
         content = self.files.read("config.yaml")
         if content is None:
             raise ConfigError(f"{self.url} has no config.yaml")
-        return LaunchConfig.from_dict(parse_yaml(content, f"{self.url}/config.yaml"))
+        return LaunchConfig.from_dict(parse_settings(content, f"{self.url}/config.yaml"))
 
     def read_code(self) -> bytes:
         """The run's code.zip. Raises PodlaunchError when there is none."""

@@ -5,6 +5,8 @@ from collections import defaultdict
 
 import hypothesis
 import pytest
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where libtpu is installed JAX would look for a TPU
 
@@ -27,6 +29,23 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for suite, seconds in sorted(_seconds.items()):
         terminalreporter.write_line(f"{suite}: {seconds / 60:.1f} min")
+
+
+ON_ONE_CLUSTER = ("tests/chaos/test_faults.py", "tests/chaos/test_hosts.py")
+"""What the short form takes of them goes to one worker, one after another: to start their cluster twice takes longer than most of it."""
+
+
+class OneClusterForBoth(LoadFileScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return ON_ONE_CLUSTER[0] if file in ON_ONE_CLUSTER else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    if config.getoption("dist") == "loadfile" and config.getoption("--chaos") == "short":
+        return OneClusterForBoth(config, log)
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -23,9 +23,9 @@ from cluster.tpu.owner import owner_id
 from cluster.tpu.requests import plan, slice_names
 from cluster.vm.bootstrap import host_metadata
 from cluster.vm.bundle import Bundle, bundle_hash
+from cluster.yaml_files import read_settings
 from launcher.cli.coming import wait_for_slices
 from launcher.cli.options import CONSOLE, ERRORS, confirm
-from launcher.config import read_yaml
 from launcher.index import keeper_command
 
 
@@ -85,7 +85,7 @@ def _wait(cluster: Cluster, slices: int) -> None:
 def _settings(overrides: list[str], config: Path | None) -> ClusterConfig:
     from launcher.compose import compose_profile
 
-    settings = ClusterConfig.from_dict(read_yaml(config)) if config is not None else compose_profile(overrides)
+    settings = ClusterConfig.from_dict(read_settings(config)) if config is not None else compose_profile(overrides)
     return settings.with_environment(os.environ)
 
 

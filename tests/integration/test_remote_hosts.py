@@ -42,7 +42,7 @@ def check_end(home: Home, number: signal.Signals, code: int) -> None:
     command = home.start(TPU, "exec", "bare", "--", "sh", "-c", "echo up; exec sleep 3210")
     assert command.stdout is not None
     assert {command.stdout.readline(), command.stdout.readline()} == {"host 0: up\n", "host 1: up\n"}
-    assert len(sleepers(home)) == 2
+    eventually(lambda: len(sleepers(home)) == 2, "both shells are what they were to become", limit=30)
     command.send_signal(number)
     assert command.wait(30) == code
     command.stdout.close()

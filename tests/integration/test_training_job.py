@@ -222,6 +222,7 @@ def test_cleanup_may_be_called_at_any_time_and_twice(tmp_path: Path) -> None:
         job.execute()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", [{}, {"fsdp": 8}, {"fsdp": 2, "sequence": 2, "tensor": 2}])
 def test_eight_devices_learn_what_one_learns(finished: Path, cache: Path, tmp_path: Path, mesh: dict[str, int]) -> None:
     run = write_config(tmp_path / "run", mesh=mesh)

@@ -1,4 +1,4 @@
-"""Compiles steps as `tpu train check` does, of a model that is no published one: a list of requests in, one of answers out, as JSON."""
+"""Compiles steps as `tpu train check` does, of a model that is no published one: a request in, its answer out, as JSON."""
 
 import dataclasses
 import json
@@ -28,5 +28,5 @@ they are; with the whole vocabulary, since a program of nothing but code would s
 
 if __name__ == "__main__":
     VARIANTS[NAME] = CUT
-    print(json.dumps([dataclasses.asdict(compile_for(**request)) for request in json.loads(sys.stdin.read())]), flush=True)
-    os._exit(0)  # where a request was a quick one, the compiler is still at work
+    print(json.dumps(dataclasses.asdict(compile_for(**json.loads(sys.stdin.read())))), flush=True)
+    os._exit(0)  # where the request was a quick one, the compiler is still at work

@@ -104,6 +104,8 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, expected: str) -
         ("", "found nothing"),
         ("a: [1\n", "is not valid YAML"),
         ("trainer:\n\tsteps: 3\n", "is not valid YAML"),
+        ("trainer: {steps: 3}\ndata: {}\ntrainer: {lr: 1}\n", "trainer stands there twice, in lines 1 and 3; keep one"),
+        ("trainer:\n  steps: 3\n  steps: 4\n", "steps stands there twice, in lines 2 and 3; keep one"),
         ("model: null\n", "model=null: there is no such option"),
         ("trainer: [1]\n", "trainer=1: there is no such option"),
         ("trainer: fast\n", "trainer=fast: there is no such option"),

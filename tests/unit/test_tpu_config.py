@@ -134,7 +134,7 @@ def test_from_yaml_reads_what_is_there_and_says_what_is_wrong(tmp_path: Path) ->
     path.write_text("name: mine\ngeneration: v5p\ntopology: 2x2x2\n")
     assert TPUConfig.from_yaml(path).accelerator.name == "v5p-16"
     path.write_text("name: [")
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         TPUConfig.from_yaml(path)
     with pytest.raises(ConfigError, match="cannot read"):
         TPUConfig.from_yaml(tmp_path / "none.yaml")
