@@ -168,6 +168,7 @@ def head_command(settings: HeadSettings) -> list[str]:
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--autoscaling-config={settings.autoscaler_file}",
         f"--temp-dir={settings.temp_dir}",
+        "--include-log-monitor=false",  # it reads all logs ten times a second, to print them at a driver: ours asks for none
         "--disable-usage-stats",
     ]
 

@@ -92,6 +92,7 @@ def ray_start_command(identity: HostIdentity, settings: HostSettings, temp_dir: 
         "--min-worker-port=0",
         "--max-worker-port=0",
         "--dashboard-agent-listen-port=0",
+        "--include-log-monitor=false",  # it reads all logs ten times a second, to print them at a driver: ours asks for none
         "--disable-usage-stats",
     ]
 

@@ -181,7 +181,8 @@ class RunRecord:
         self._account.begin_at(event["step"])
 
     def _on_checkpoint(self, event: Mapping[str, Any]) -> None:
-        self._set(checkpoint=event["step"])
+        # Of steps that carry no metrics not every one is told, and the last before a stop may be one.
+        self._set(checkpoint=event["step"], step=max(self.status.step, event["step"]))
 
     def _on_evaluation(self, event: Mapping[str, Any]) -> None:
         if event["when"] == "before":

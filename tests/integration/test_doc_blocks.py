@@ -59,7 +59,8 @@ PAGES = {
         long=True,
     ),
     "docs/monitoring.md": Page(files={"conf/local/default.yaml": SMALL}, before=(TRAINS,), meanwhile=(TRAINS,), long=True),
-    "docs/recovery.md": Page(files={"conf/local/default.yaml": SMALL}, before=("podlaunch run.name=mine",), long=True),
+    # Its run has the name of another page's, from another folder: that wants another cluster.
+    "docs/recovery.md": Page(files={"conf/local/default.yaml": SMALL}, before=("tpu stop -y", "podlaunch run.name=mine"), long=True),
     "docs/sweeps.md": Page(files={"conf/local/default.yaml": SMALL}, long=True),
     "docs/check-before-you-pay.md": Page(long=True),
     "docs/first-day-on-google-cloud.md": Page(emulated=True, long=True),
