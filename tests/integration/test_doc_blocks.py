@@ -27,8 +27,8 @@ from tests.integration.conftest import Home, eventually, make_home
 from tests.integration.doc_blocks import DOCUMENTS, ROOT, Block, blocks, statements
 from tests.stub_gcloud import checking_gcloud
 
-pytestmark = pytest.mark.timeout(600)
-LIMIT_S = 400.0
+pytestmark = pytest.mark.timeout(900)
+LIMIT_S = 550.0
 
 SMALL = """# @package _global_
 trainer: {steps: 8, warmup_steps: 2, eval_batches: 1, log_every: 1}
