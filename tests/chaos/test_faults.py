@@ -135,7 +135,6 @@ def small_disk(folder: Path, size: int) -> Iterator[Callable[[], None]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.long
 def test_a_disk_that_is_full_ends_the_run_with_its_last_checkpoint_in_place_and_it_goes_on_from_there(
     cluster: Cluster, undisturbed: Outcome
 ) -> None:
@@ -249,7 +248,6 @@ def first_step_after(run: Run, when: float) -> float:
     return float(min(row["time"] for row in run.directory.metrics() if row["time"] > when))
 
 
-@pytest.mark.long
 def test_half_a_minute_without_object_storage_costs_a_run_on_gs_no_attempt(
     cluster: Cluster, undisturbed: Outcome, account: Account
 ) -> None:

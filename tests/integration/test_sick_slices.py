@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.conftest import Home, eventually
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
+pytestmark = pytest.mark.timeout(300)
 GRACE_S = 8
 
 
@@ -46,7 +46,7 @@ def ask(home: Home, path: str, values: dict[str, Any]) -> None:
         pass
 
 
-@pytest.mark.parametrize("action", ["kill", "hang"])
+@pytest.mark.parametrize("action", ["kill", pytest.param("hang", marks=pytest.mark.long)])
 def test_a_slice_whose_second_host_dies_or_hangs_is_replaced(grown: Home, action: str) -> None:
     (before,) = ready(grown)
     ask(grown, "/host", {"node": before, "worker": 1, "action": action})

@@ -53,7 +53,6 @@ def test_stop_leaves_nothing_behind(alone: Home) -> None:
     assert "no cluster is up" in alone.tpu("stop", "-y").stdout
 
 
-@pytest.mark.long
 def test_a_head_whose_agent_was_killed_is_taken_over_by_the_next_start(alone: Home) -> None:
     assert alone.tpu("start", "--slices", "1", limit=240).returncode == 0
     before = json.loads(alone.tpu("status", "--json").stdout)[0]

@@ -47,7 +47,6 @@ def weights(run: Path) -> bytes:
     return (run / "export" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_two_processes_killed_and_resumed_give_the_undisturbed_result(undisturbed: Path, cache: Path, tmp_path: Path) -> None:
     run = write_config(tmp_path / "killed", steps=SLOW_STEPS, checkpoint_every=10, log_every=1)
