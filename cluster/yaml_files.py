@@ -11,16 +11,18 @@ from cluster.errors import ConfigError
 class _OnceLoader(yaml.SafeLoader):
     """Refuses a key that a mapping has twice; PyYAML takes the last, and Hydra refuses it in its own files."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here and not where values are made of nodes: a merge (`<<`) has put its keys into some of them by then.
+        node = super().compose_mapping_node(anchor)
         lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
                 continue
-            line = key_node.start_mark.line + 1
-            if key_node.value in lines:
-                raise yaml.YAMLError(f"{key_node.value} stands there twice, in lines {lines[key_node.value]} and {line}; keep one")
-            lines[key_node.value] = line
-        return super().construct_mapping(node, deep)
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise yaml.YAMLError(f"{key.value} stands there twice, in lines {lines[key.value]} and {line}; keep one")
+            lines[key.value] = line
+        return node
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -29,15 +31,7 @@ def read_yaml(path: str | Path) -> Any:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    return parse_yaml(content, str(path))
-
-
-def parse_yaml(content: bytes, place: str) -> Any:
-    """What YAML text holds; `place` is where it comes from. Raises ConfigError when it is none, or has a key twice."""
-    try:
-        return yaml.load(content.decode(), _OnceLoader)  # a safe one
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
+    return _parse(content, str(path))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -47,7 +41,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 def parse_settings(content: bytes, place: str) -> dict[str, Any]:
     """The mapping that YAML text holds. Raises ConfigError also when it holds something else."""
-    return _mapping(parse_yaml(content, place), place)
+    return _mapping(_parse(content, place), place)
+
+
+def _parse(content: bytes, place: str) -> Any:
+    try:
+        return yaml.load(content.decode(), _OnceLoader)  # a safe one
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _mapping(values: Any, place: str) -> dict[str, Any]:
