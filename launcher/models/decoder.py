@@ -124,7 +124,7 @@ class Layers(nnx.Module):
         at: jax.Array | int,
     ) -> tuple[jax.Array, KVCache | None]:
         v = self.variant
-        query, key, value = self.query(x, keys[0]), self.key(x, keys[1]), self.value(x, keys[2])
+        query, (key, value) = self.query(x, keys[0]), _both(x, self.key, self.value, keys[1:3])
         if v.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = _rotate(query, rope), _rotate(key, rope)
@@ -148,7 +148,8 @@ class Layers(nnx.Module):
         return self.output(mixed, keys[3]), cache
 
     def _feed_forward(self, x: jax.Array, keys: Keys) -> jax.Array:
-        return self.down(jax.nn.gelu(self.gate(x, keys[0]), approximate=True) * self.up(x, keys[1]), keys[2])
+        gate, up = _both(x, self.gate, self.up, keys[:2])
+        return self.down(jax.nn.gelu(gate, approximate=True) * up, keys[2])
 
 
 class Transformer(nnx.Module):
@@ -228,6 +229,20 @@ class Transformer(nnx.Module):
         logits = jnp.einsum("btd,vd->btv", hidden, self.head().astype(hidden.dtype), preferred_element_type=jnp.float32)
         cap = self.final_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def _both(x: jax.Array, one: Linear, other: Linear, keys: Keys) -> tuple[jax.Array, jax.Array]:
+    """What two of the same shape give: by one product of x where their weights are cast and so copied anyway, into one array then.
+
+    The fewer products there are, with their gradients and their collectives, the sooner all are compiled: a tenth less of the TPU compiler's
+    work for Gemma 3 of 270M and 4B. Where nothing is cast, the copy would cost more than it is worth.
+    """
+    if one.lora is not None or other.lora is not None or one.kernel[...].dtype == x.dtype:
+        return one(x, keys[0]), other(x, keys[1])
+    kernels = jnp.stack([linear.kernel[...].astype(x.dtype) for linear in (one, other)])
+    outputs = "fg"[: kernels.ndim - 2]
+    first, second = jnp.einsum(f"btd,pd{outputs}->pbt{outputs}", x, kernels)
+    return first, second
 
 
 def _rematted(body: Callable[..., Any], remat: str) -> Callable[..., Any]:

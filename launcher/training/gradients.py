@@ -32,9 +32,9 @@ def loss_and_gradients(
         (total, count), grads = _one_collective(blueprint, params, frozen, batch)
     else:
         (total, count), grads = _summed(blueprint, params, frozen, batch, dropout_key)
-    count = jnp.maximum(count, 1.0)
-    mean: Params = jax.tree.map(lambda grad: grad / count, grads)
-    return total / count, mean
+    each = 1 / jnp.maximum(count, 1.0)
+    mean: Params = jax.tree.map(lambda grad: grad * each, grads)
+    return total * each, mean
 
 
 def loss_sums(blueprint: Blueprint, params: Params, frozen: Params, batch: DeviceBatch, dropout_key: jax.Array | None = None) -> Sums:

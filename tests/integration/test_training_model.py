@@ -156,6 +156,33 @@ def test_chunks_bound_the_logits() -> None:
     assert chunk_length(batch=4096, length=2048, vocab=262_144) == 1
 
 
+def test_chunks_are_even_where_they_can_be() -> None:
+    assert chunk_length(batch=2, length=2048, vocab=262_208) == 64
+    assert chunk_length(batch=2, length=2000, vocab=262_208) == 50
+    assert chunk_length(batch=2, length=2003, vocab=262_208) == 71  # a prime: the last chunk is padded
+
+
+def test_weights_that_are_cast_together_give_what_each_gives_alone() -> None:
+    """Pairs of products become one where their weights are cast: with weights that are narrow already they stay two."""
+    ids, model = tokens(), decoder(dataclasses.replace(TINY, layers=2), dtype=jnp.bfloat16)
+    graph, wide = nnx.split(model)
+    narrow = jax.tree.map_with_path(lambda path, x: x.astype(jnp.bfloat16) if "kernel" in jax.tree_util.keystr(path) else x, wide)
+
+    @jax.jit
+    def learned(weights: Any) -> tuple[jax.Array, Any]:
+        def total(weights: Any) -> jax.Array:
+            places = jnp.broadcast_to(jnp.arange(LENGTH), ids.shape)
+            return jnp.sum(jnp.tanh(nnx.merge(graph, weights).logits(ids, places, jnp.ones_like(ids))))
+
+        return jax.value_and_grad(total)(weights)
+
+    (together, its_gradients), (alone, gradients) = learned(wide), learned(narrow)
+    np.testing.assert_allclose(together, alone, rtol=1e-2)
+    for ours, theirs in zip(jax.tree.leaves(its_gradients), jax.tree.leaves(gradients), strict=True):
+        ours, theirs = (np.asarray(x, np.float32) for x in (ours, theirs))
+        assert np.linalg.norm(ours - theirs) < 0.03 * np.linalg.norm(theirs)
+
+
 def reference_logits(weights: dict[str, np.ndarray[Any, Any]], config: dict[str, Any], ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Gemma 3 as transformers' modeling_gemma3.py defines it, one sequence, plain numpy, from the exported file alone."""
     heads, kv_heads, size = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
