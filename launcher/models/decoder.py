@@ -234,8 +234,8 @@ class Transformer(nnx.Module):
 def _both(x: jax.Array, one: Linear, other: Linear, keys: Keys) -> tuple[jax.Array, jax.Array]:
     """What two of the same shape give: by one product of x where their weights are cast and so copied anyway, into one array then.
 
-    The fewer products there are, with their gradients and their collectives, the sooner all are compiled: a tenth less of the TPU compiler's
-    work for Gemma 3 of 270M and 4B. Where nothing is cast, the copy would cost more than it is worth.
+    The fewer products there are, with their gradients and their collectives, the sooner all are compiled: a tenth less of the TPU
+    compiler's work for Gemma 3 of 270M and 4B. Where nothing is cast, the copy would cost more than it is worth.
     """
     if one.lora is not None or other.lora is not None or one.kernel[...].dtype == x.dtype:
         return one(x, keys[0]), other(x, keys[1])
