@@ -17,7 +17,7 @@ from cluster import clusters
 from cluster.clusters import Cluster
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, ConfigError, PodlaunchError
-from launcher import jobs
+from launcher import jobs, programs
 from launcher.attempts import claim_next, end_run, next_attempt, submit_next
 from launcher.code import pack_data
 from launcher.compose import CONFIG_NAME, compose_config, config_dir, explain, load, register_schema, spell_out
@@ -128,6 +128,8 @@ def submit(cluster: Cluster, run: RunDirectory, config: LaunchConfig, code: byte
     run.clear_stop_request()
     run.clear_profile_request()
     run.write_code(code)
+    if not config.is_script:
+        programs.send(config, run.files)
     now = time.time()
     fresh = RunStatus(run_id=run.run_id, cluster=cluster.name, state=RunState.QUEUED, started_at=now, attempt=attempt, job=job)
     if before is not None:

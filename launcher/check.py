@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, PodlaunchError
+from launcher import programs
 from launcher.config import LaunchConfig
 from launcher.estimate.run import Estimate, estimate_of
 from launcher.estimate.step import libtpu_topology
@@ -82,14 +84,23 @@ def check(config: LaunchConfig, limit_s: float | None = None, *, quick: bool = F
         raise ConfigError("tpu train check compiles our training step; job=script runs your own program, of which we know nothing")
     if importlib.util.find_spec(LIBTPU) is None:
         raise ConfigError('tpu train check needs the TPU compiler, which is not installed: pip install -c requirements.lock -e ".[tpu]"')
-    return Check(config, estimate_of(config), _compile(config, limit_s, quick))
+    if quick:
+        return Check(config, estimate_of(config), _compile(config, limit_s, quick, None))
+    with programs.room_for(config) as folder:
+        return Check(config, estimate_of(config), _compile(config, limit_s, quick, folder))
 
 
-def _compile(config: LaunchConfig, limit_s: float | None, quick: bool) -> Compilation:
+def _compile(config: LaunchConfig, limit_s: float | None, quick: bool, keep: Path | None) -> Compilation:
     """In a process of its own: libtpu reads the environment once, and aborts its process where something is wrong with it."""
     slices = config.slices
     topology = libtpu_topology(slices.accelerator)
-    request = {"config": config.training_on_slices.to_dict(), "topology": topology, "slices": slices.slices, "quick": quick}
+    request = {
+        "config": config.training_on_slices.to_dict(),
+        "topology": topology,
+        "slices": slices.slices,
+        "quick": quick,
+        "keep": None if keep is None else str(keep),
+    }
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_CHILD} | ENVIRONMENT
     command = [sys.executable, "-m", "launcher.training.compile_check"]
     try:

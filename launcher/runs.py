@@ -3,6 +3,7 @@
     <run.root>/<run_id>/
       config.yaml  code.zip  data.zip  status.json  events.jsonl  metrics.jsonl  samples.jsonl
       logs/<attempt>/host-<i>.log (.times, and .stacks of one that hung)  checkpoints/<step>/  export/  tensorboard/
+      programs/              compiled already, by `tpu train check` (launcher/programs.py)
       claims/<attempt>.json  whose attempt it is (launcher/claims.py)
       stop                   present once somebody asked the run to stop; it holds how (StopRequest)
       profile                present while somebody waits for a profile; profiles/ holds them (launcher/profiles.py)

@@ -30,7 +30,7 @@ from cluster.errors import PodlaunchError
 from cluster.secret_place import SecretPlace
 from cluster.state import cache_dir
 from cluster.vm.host_dir import HOST_DIR_VARIABLE, Notice, read_notice, write_companion
-from launcher import code
+from launcher import code, programs
 from launcher.config import LaunchConfig
 from launcher.gang.child import Child, Event
 from launcher.gang.echo import echo
@@ -40,6 +40,7 @@ from launcher.gang.nursery import COMMAND as NURSERY
 from launcher.gang.nursery import Borrowing, borrow
 from launcher.gang.stacks import stacks_of
 from launcher.process_variables import HURRY
+from launcher.runs import RunDirectory
 
 if TYPE_CHECKING:
     from launcher.gang.gauges import HostGauges
@@ -139,11 +140,16 @@ class Runner:
     def _fetch(self, attempt: int) -> None:
         unpacked = code.unpack(self._place.fetch(attempt), cache_dir() / "code")
         env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
+        compiled = cache_dir() / "compilation"
+        try:
+            programs.fetch(RunDirectory(self._url).files, compiled)
+        except (PodlaunchError, OSError) as error:
+            logger.warning("what was compiled for the run before is not used: %s", error)
         self._static = env | {
             "PYTHONPATH": str(unpacked / "podlaunch"),
             "PYTHONSAFEPATH": "1",
             "PODLAUNCH_USER_CODE": str(unpacked / "user"),
-            "PODLAUNCH_COMPILATION_CACHE": str(cache_dir() / "compilation"),
+            "PODLAUNCH_COMPILATION_CACHE": str(compiled),
             "PODLAUNCH_RUN_DIR": str(self._place.folder),
             "PODLAUNCH_CHECKPOINT_DIR": self._place.checkpoints,
         }

@@ -35,7 +35,7 @@ from typing import NoReturn
 
 from launcher.entrypoint import Entrypoint
 from launcher.process_variables import ORDERS_FD, PARENT_PID
-from launcher.training.compilation_cache import keep_on_every_host
+from launcher.training.compilation_cache import keep_in, keep_on_every_host
 from launcher.training.coordinator import await_coordinator
 from launcher.training.program import ProgramFailed, program_of, run_program
 from launcher.training.reporter import Reporter, reporter_from_environment
@@ -183,9 +183,7 @@ def connect(gang: Gang) -> None:
     cache = os.environ.get("PODLAUNCH_COMPILATION_CACHE")
     if cache:
         keep_on_every_host()
-        jax.config.update("jax_compilation_cache_dir", cache)  # type: ignore[no-untyped-call]
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # type: ignore[no-untyped-call]
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)  # type: ignore[no-untyped-call]
+        keep_in(cache)
     if gang.processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]
         if gang.process > 0 and gang.coordinator is not None:

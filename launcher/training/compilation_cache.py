@@ -4,14 +4,34 @@ JAX writes entries from process 0 only, for a cache folder that all hosts share,
 host; and on CPU devices every process has keys of its own, so that only process 0 would ever find anything.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import wrapt
 
 _COMPILER = "jax._src.compiler"  # JAX publishes no other name for it; the version is pinned
 _WRITE = "_cache_write"
+
+
+def keep_in(folder: str | Path) -> None:
+    """Have JAX keep all that it compiles in `folder`. Where Python's packages and our code lie makes no difference to its keys: a fused
+    kernel is handed to the compiler with the paths of its source files, and the key is made of that as well.
+    """
+    import jax
+
+    ours = Path(__file__).parents[2]
+    settings: dict[str, Any] = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_persistent_cache_enable_xla_caches": "none",  # of XLA's own for GPUs, whose folder would be part of the key
+        "jax_hlo_source_file_canonicalization_regex": f"^({re.escape(str(ours))}|.*/site-packages)/",
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]
 
 
 def keep_on_every_host() -> None:

@@ -1,8 +1,9 @@
 """`python -m launcher.training.compile_check`: compile the training step for a TPU slice on a machine without one.
 
-Reads `{"config": TrainingConfig, "topology": "v6e:4x4", "slices": 1, "quick": false}` from stdin and writes one JSON object, the fields of
-`Compilation`, to stdout. `launcher/check.py` starts it with the environment that libtpu needs. `quick`: only as far as every buffer has its
-place, which takes seconds; the rest, which makes machine code of the program, takes minutes.
+Reads `{"config": TrainingConfig, "topology": "v6e:4x4", "slices": 1, "quick": false, "keep": null}` from stdin and writes one JSON object,
+the fields of `Compilation`, to stdout. `launcher/check.py` starts it with the environment that libtpu needs. `quick`: only as far as every
+buffer has its place, which takes seconds; the rest, which makes machine code of the program, takes minutes. `keep`: a folder for the
+compiled program, as an entry of JAX's persistent compilation cache.
 
 Bytes are those of the compiler's own plan of a chip's memory, which it dumps: they decide whether a program fits. They are less than what
 `memory_analysis()` sums up, which counts donated weights again among the temporaries (libtpu 0.0.42 compiled a program for a chip of 31 GiB
@@ -75,16 +76,19 @@ def main() -> None:
         os._exit(0)  # the compiler is still at work
 
 
-def compile_for(config: dict[str, Any], topology: str, slices: int, quick: bool = False) -> Compilation:
+def compile_for(config: dict[str, Any], topology: str, slices: int, quick: bool = False, keep: str | None = None) -> Compilation:
     """Raises ConfigError for a config that does not fit the slice, RuntimeError when there is no such topology."""
     from jax.experimental import topologies
 
     from launcher.config import TrainingConfig
+    from launcher.training.compilation_cache import keep_in
     from launcher.training.mesh import make_layout
     from launcher.training.optimizer import make_optimizer
     from launcher.training.state import make_blueprint
     from launcher.training.step import lower_train_step
 
+    if keep is not None:
+        keep_in(keep)
     training = TrainingConfig.from_dict(config)
     several = {"num_slices": slices} if slices > 1 else {}
     devices = topologies.get_topology_desc(topology, platform="tpu", **several).devices

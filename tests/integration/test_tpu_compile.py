@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import jax
 import pytest
 
 from cluster.tpu.catalog import AcceleratorType, lookup
@@ -15,6 +17,7 @@ from launcher.estimate.memory import estimate_memory, fits
 from launcher.estimate.run import ERROR
 from launcher.estimate.step import StepShape, libtpu_topology
 from launcher.models.registry import VARIANTS
+from launcher.programs import ENTRIES
 from launcher.training.compile_check import Compilation
 from tests.integration.conftest import ROOT
 from tests.integration.tpu_compile_worker import CUT, NAME
@@ -49,20 +52,31 @@ def step_of(case: Case) -> StepShape:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[str, tuple[StepShape, Compilation]]:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled programs go."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def compiled(kept: Path) -> dict[str, tuple[StepShape, Compilation]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(VARIANTS, NAME, CUT)
         steps = {name: step_of(case) for name, case in CASES.items()}
-        return {name: (steps[name], compilation(case, steps[name])) for name, case in CASES.items()}
+        return {name: (steps[name], compilation(case, steps[name], kept / name)) for name, case in CASES.items()}
 
 
-def compilation(case: Case, step: StepShape) -> Compilation:
+def compilation(case: Case, step: StepShape, keep: Path) -> Compilation:
     """Each in a process of its own: the compiler goes on with what a quick one has not waited for, and the next would have to."""
     request = {"config": step.config.to_dict(), "topology": libtpu_topology(case.kind), "slices": case.slices, "quick": case.quick}
+    kept = {} if case.quick else {"keep": str(keep)}
+    return Compilation(**json.loads(work("tpu_compile_worker", input=json.dumps(request | kept)).splitlines()[-1]))
+
+
+def work(worker: str, *arguments: str, env: dict[str, str] | None = None, input: str = "") -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.tpu_compile_worker"],
-        input=json.dumps(request),
-        env=os.environ | ENVIRONMENT,
+        [sys.executable, "-m", f"tests.integration.{worker}", *arguments],
+        input=input,
+        env=os.environ | ENVIRONMENT | (env or {}),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -70,7 +84,7 @@ def compilation(case: Case, step: StepShape) -> Compilation:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return Compilation(**json.loads(done.stdout.splitlines()[-1]))
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -90,3 +104,24 @@ def test_the_step_compiles_and_fits_with_the_fused_kernel_and_takes_what_was_est
     if case.quick:  # there is no code yet
         estimate = estimate_memory(step)
         assert estimate.total - estimate.program == pytest.approx(found.total_bytes, rel=ERROR)
+
+
+def test_what_was_compiled_to_its_end_is_kept_as_an_entry_of_jaxs_cache(
+    compiled: dict[str, tuple[StepShape, Compilation]], kept: Path
+) -> None:
+    entries = [path.relative_to(kept) for path in kept.rglob(ENTRIES)]
+    steps = [path for path in entries if path.name.startswith("jit_train-")]
+    assert [path.parent.name for path in steps] == [name for name, case in CASES.items() if not case.quick]
+    assert (kept / steps[0]).stat().st_size > 100_000, "with its machine code"
+
+
+def test_an_entrys_name_is_the_same_wherever_the_packages_lie_and_whatever_the_compiler_dumps(tmp_path: Path) -> None:
+    """Or no other machine would ever find it; and the kernel is handed to the compiler with the paths of its source."""
+    elsewhere = tmp_path / "site-packages"
+    elsewhere.mkdir()
+    (elsewhere / "jax").symlink_to(Path(str(jax.__file__)).parent)
+    work("tpu_kernel_worker", str(tmp_path / "here"), str(tmp_path / "dump"))
+    work("tpu_kernel_worker", str(tmp_path / "there"), env={"PYTHONPATH": str(elsewhere)})
+    here, there = ({path.name for path in (tmp_path / place).glob("jit_attend-*")} for place in ("here", "there"))
+    assert len(here) == 1
+    assert here == there

@@ -39,6 +39,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"print(pathlib.Path({str(answer)!r}).read_text())\n"
     )
     program.chmod(0o755)
+    monkeypatch.setenv("PODLAUNCH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(launcher.check, "LIBTPU", "json")
     monkeypatch.setattr(sys, "executable", str(program))
     return answer
