@@ -24,6 +24,8 @@ MESHES: dict[str, dict[str, Any]] = {
     "2 slices of fsdp 2, sequence 2": {"mesh": {"slices": 2, "fsdp": 2, "sequence": 2}},
 }
 """Of eight devices in one process."""
+NARROW: dict[str, Any] = {"trainer": {"compute_dtype": "bfloat16"}}
+"""As on TPUs: weights are cast, and pairs of them multiplied at once (launcher/models/decoder.py)."""
 HOSTS: dict[str, dict[str, Any]] = {
     "sequence 8": {"mesh": {"sequence": 8}},
     "2 slices of fsdp 2, tensor 2": {"mesh": {"slices": 2, "fsdp": 2, "tensor": 2}},
@@ -92,7 +94,8 @@ def curves(cache: Path, layouts: dict[str, dict[str, Any]], processes: int = 1) 
 
 @pytest.fixture(scope="module")
 def here(cache: Path) -> Curves:
-    return curves(cache, {"one device": ONE} | MESHES)
+    narrow = {"one device in bfloat16": ONE | NARROW, "split in bfloat16": {"mesh": {"fsdp": 2, "sequence": 2, "tensor": 2}} | NARROW}
+    return curves(cache, {"one device": ONE} | MESHES | narrow)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,14 @@ def same(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> None:
 @pytest.mark.parametrize("name", MESHES)
 def test_eight_devices_give_the_curve_of_one(here: Curves, name: str) -> None:
     same(here[name], here["one device"])
+
+
+@pytest.mark.timeout(500)
+def test_in_bfloat16_they_give_it_as_far_as_that_goes(here: Curves) -> None:
+    one, split = here["one device in bfloat16"], here["split in bfloat16"]
+    assert one["losses"] != pytest.approx(here["one device"]["losses"], rel=1e-5), "it is computed in bfloat16"
+    assert split["losses"] == pytest.approx(one["losses"], rel=2e-3)
+    assert split["losses"] == pytest.approx(here["one device"]["losses"], rel=1e-2)
 
 
 @pytest.mark.timeout(500)
