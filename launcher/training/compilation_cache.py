@@ -22,13 +22,13 @@ def keep_in(folder: str | Path) -> None:
     """
     import jax
 
-    ours = Path(__file__).parents[2]
+    ours = Path(__file__).parents[2]  # a checkout may have its environment in it: packages come first below
     settings: dict[str, Any] = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
         "jax_persistent_cache_enable_xla_caches": "none",  # of XLA's own for GPUs, whose folder would be part of the key
-        "jax_hlo_source_file_canonicalization_regex": f"^({re.escape(str(ours))}|.*/site-packages)/",
+        "jax_hlo_source_file_canonicalization_regex": f"^(.*/site-packages|{re.escape(str(ours))})/",
     }
     for name, value in settings.items():
         jax.config.update(name, value)  # type: ignore[no-untyped-call]
