@@ -70,7 +70,7 @@ def estimate_time(step: StepShape, kind: AcceleratorType, usd_per_hour: float | 
     model = step.config.flops_per_token * chip_tokens
     head = 2.0 * step.variant.vocab * step.variant.d_model * chip_tokens
     forward = step.variant.flops_per_token(step.config.trainer.seq_len) * chip_tokens / 3
-    again = {"none": 0.0, "dots": 0.0, "full": forward - head}[step.config.remat] + head
+    again = forward - head if step.config.remat == "full" else 0.0  # the loss is worked out with its gradients
     hbm, ici, dcn = _hbm_bytes(step), _ici_bytes(step), _dcn_bytes(step)
     dcn_rate = kind.dcn_gb_per_s
     return Roofline(
@@ -107,7 +107,7 @@ def _hbm_bytes(step: StepShape) -> float:
     passes = 4 if step.config.remat == "full" else 3
     per_token = 8 * v.d_model + 6 * v.d_ff / tensor + 4 * (step.heads + step.kv_heads) * v.head_dim
     activations = v.layers * step.tokens * per_token * step.element * passes
-    logits = 6.0 * step.tokens * v.vocab / tensor * 4
+    logits = step.tokens * v.vocab / tensor * 3 * (4 + step.element)  # in float32, and their gradient in the type that is computed in
     # The gradient of the head is read and written at every chunk of the loss
     head = sum(weight.held for weight in trained if not weight.layers) * 2 * MASTER * step.length / step.chunk
     optimizer = sum(weight.held for weight in trained) * MASTER * 8  # read the gradient twice, weights and moments; write these
@@ -129,7 +129,7 @@ def _ici_bytes(step: StepShape) -> float:
     hidden = step.tokens * v.d_model * step.element
     layer_sums = 2 * passes * 2 * hidden * (tensor - 1) / tensor
     keys = 2 * step.tokens * sequence * step.kv_heads * v.head_dim * step.element * passes * (sequence - 1) / sequence
-    words = 5 * hidden * (fsdp - 1) + 2 * hidden * (tensor - 1) / tensor  # rows and losses, forwards and backwards
+    words = 4 * hidden * (fsdp - 1) + 2 * hidden * (tensor - 1) / tensor  # rows and losses, forwards and backwards
     return parts * (gathers + scattered + words + v.layers * (layer_sums + keys)) + summed
 
 

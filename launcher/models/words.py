@@ -26,8 +26,12 @@ class Words(Protocol):
         """Over all words, of what every device has summed over its own."""
         ...
 
+    def sum_own(self, x: jax.Array) -> jax.Array:
+        """Like `sum`, of this device's sequences alone: undoes `gather`."""
+        ...
+
     def largest(self, x: jax.Array) -> jax.Array:
-        """Of all words, of what is every device's largest. Without a gradient."""
+        """Of all words, of what is every device's largest."""
         ...
 
 
@@ -40,6 +44,9 @@ class AllWords:
         return x
 
     def sum(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def sum_own(self, x: jax.Array) -> jax.Array:
         return x
 
     def largest(self, x: jax.Array) -> jax.Array:
@@ -78,7 +85,6 @@ class SplitWords:
         return largest
 
     def sum_own(self, x: jax.Array) -> jax.Array:
-        """Like `sum`, of this device's sequences alone: undoes `gather`."""
         summed = jax.lax.psum(x, self.other)  # type: ignore[no-untyped-call]  # JAX's
         own: jax.Array = jax.lax.psum_scatter(summed, self.shared, tiled=True)  # type: ignore[no-untyped-call]  # JAX's
         return own
