@@ -1,6 +1,6 @@
 """Programs that `tpu train check` has compiled, kept for the runs that would compile the same.
 
-    <cache>/programs/<key>/*-cache      on the machine of the check: entries of JAX's persistent compilation cache
+    <cache>/programs/<key>/             on the machine of the check: entries of JAX's persistent compilation cache
     <run>/programs/                     from there, when a run of the same configuration is submitted
     <cache>/compilation/                on every host, before its training process starts
 
@@ -10,6 +10,7 @@ name, stands for the whole program, the compiler's build and the slice; who find
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,10 +22,13 @@ from launcher.config import LaunchConfig
 from launcher.estimate.step import libtpu_topology
 from launcher.run_files import RunFiles
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "programs"
-ENTRIES = "*-cache"
+ENTRIES = "jit_train-*-cache"
+"""Of the step itself: what else the check's process compiled is for the processor of its machine."""
 KEPT = 8
-"""Of configurations, the newest; a program takes some ten megabytes."""
+"""Of configurations, the newest; a program takes 7 to 13 MB for Gemma 3 of any size."""
 
 
 def key_of(config: LaunchConfig) -> str:
@@ -36,18 +40,26 @@ def key_of(config: LaunchConfig) -> str:
 
 @contextmanager
 def room_for(config: LaunchConfig) -> Iterator[Path]:
-    """An empty folder; what lies in it at the end takes the place of what was kept for `config`. Where an error ends it, that stays."""
+    """An empty folder; what lies in it at the end takes the place of what was kept for `config`. Where an error ends it, that stays; where
+    there is no room to keep it, that is all that is lost.
+    """
     home = cache_dir() / FOLDER
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=home) as folder:
         yield Path(folder)
-        if any(Path(folder).glob(ENTRIES)):
-            kept = home / key_of(config)
-            shutil.rmtree(kept, ignore_errors=True)
-            shutil.copytree(folder, kept)
+        try:
+            _keep(Path(folder), home / key_of(config))
+        except OSError as error:
+            logger.warning("the compiled program is not kept: %s", error)
     by_age = sorted((path for path in home.iterdir() if not path.name.startswith(".")), key=lambda path: path.stat().st_mtime)
     for old in by_age[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep(made: Path, kept: Path) -> None:
+    if any(made.glob(ENTRIES)):
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(made, kept)
 
 
 def send(config: LaunchConfig, run: RunFiles) -> None:

@@ -2,7 +2,8 @@
 
 The kinds are those of the compiler's plan of a chip's memory (launcher/training/compile_check.py), worked out from shapes. What lives at
 the same time is decided by two moments, whichever is larger: the backward pass of a layer, when all gradients are there, and that of a
-chunk of the loss, when of the gradients only the head's is: its sum and that of a chunk. What is not there at that moment counts 0.
+chunk of the loss, when of the gradients only the head's is, twice where replicas sum it up. What is not there at that moment counts 0. (A
+gradient of the head that fits a chip's vector memory may be there instead; that is left out of account.)
 
 How many arrays of a layer's width and how many layers' gathered weights live at a time, the compiler's schedule decides: `WORK` and
 `GATHERED` are fitted to its plans for Gemma 3 of all sizes on v6e, v5e and v5p (docs/tpu-compiler.md).

@@ -45,7 +45,7 @@ def _total(
         h, t, w = (words.gather(x) for x in piece)
         return total + _losses(soft_cap, words, h, head.astype(h.dtype), t, w).total, None
 
-    total, _ = _walk(add, jnp.zeros((), jnp.float32), chunk, (hidden, targets, weights))
+    total: jax.Array = _walk(add, jnp.zeros((), jnp.float32), chunk, (hidden, targets, weights))[0]
     return total
 
 
@@ -66,7 +66,7 @@ def _forward(
         narrow = head.value.astype(h.dtype)
         found = _losses(soft_cap, words, h, narrow, t, w)
         slopes = found.slopes(soft_cap, w).astype(h.dtype)
-        own = words.sum_own(jnp.einsum("btv,vd->btd", slopes, narrow))
+        own = words.scatter(jnp.einsum("btv,vd->btd", slopes, narrow))
         if head_gradient is not None:
             head_gradient += jnp.einsum("btv,btd->vd", slopes, h, preferred_element_type=head_gradient.dtype)
         return (total + found.total, head_gradient), own
@@ -81,7 +81,9 @@ def _forward(
 def _backward(
     _chunk: int, _soft_cap: float | None, words: Words, found: Residuals, slope: jax.Array
 ) -> tuple[jax.Array, jax.Array | None, None, None]:
-    """Every device that shares the words has the same sum of losses, and each has a share in what is made of it."""
+    """Devices that share the words have the same sum of losses, and each of them its part of `slope`. What is found for hidden states that
+    several have is summed up over them by who gave them those (`jax.shard_map`).
+    """
     slope = words.sum(slope)
     hidden, head = found
     return (hidden * slope).astype(hidden.dtype), None if head is None else head * slope, None, None

@@ -26,8 +26,8 @@ class Words(Protocol):
         """Over all words, of what every device has summed over its own."""
         ...
 
-    def sum_own(self, x: jax.Array) -> jax.Array:
-        """Like `sum`, of this device's sequences alone: undoes `gather`."""
+    def scatter(self, x: jax.Array) -> jax.Array:
+        """The transposed of `gather`: its own sequences' part of the sum over all that gather from each other."""
         ...
 
     def largest(self, x: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ class AllWords:
     def sum(self, x: jax.Array) -> jax.Array:
         return x
 
-    def sum_own(self, x: jax.Array) -> jax.Array:
+    def scatter(self, x: jax.Array) -> jax.Array:
         return x
 
     def largest(self, x: jax.Array) -> jax.Array:
@@ -84,7 +84,10 @@ class SplitWords:
         largest: jax.Array = jax.lax.pmax(x, (self.shared, self.other))  # type: ignore[no-untyped-call]  # JAX's
         return largest
 
-    def sum_own(self, x: jax.Array) -> jax.Array:
-        summed = jax.lax.psum(x, self.other)  # type: ignore[no-untyped-call]  # JAX's
-        own: jax.Array = jax.lax.psum_scatter(summed, self.shared, tiled=True)  # type: ignore[no-untyped-call]  # JAX's
+    def scatter(self, x: jax.Array) -> jax.Array:
+        own: jax.Array = jax.lax.psum_scatter(x, self.shared, tiled=True)  # type: ignore[no-untyped-call]  # JAX's
         return own
+
+    def sum_own(self, x: jax.Array) -> jax.Array:
+        """Like `sum`, of this device's sequences alone."""
+        return self.scatter(jax.lax.psum(x, self.other))  # type: ignore[no-untyped-call]  # JAX's

@@ -39,7 +39,8 @@ CASES = {
     "one slice": Case(lookup("v6e-4"), 1, {"fsdp": 4}, (8, 256), quick=False),
     # 8 x 2 of a slice of 4 x 4: an axis takes part of one of the slice's
     "split axes": Case(lookup("v6e-16"), 1, {"fsdp": 8, "tensor": 2}, (64, 1024), quick=True),
-    "two slices": Case(lookup("v5litepod-4"), 2, {"fsdp": 2, "tensor": 2}, (8, 256), quick=True),
+    # With so much of the table on each chip that its gradient has no place in the vector memory
+    "two slices": Case(lookup("v5litepod-4"), 2, {"data": 2, "fsdp": 2}, (8, 256), quick=True),
 }
 COMPILING_S = 280
 
@@ -109,10 +110,9 @@ def test_the_step_compiles_and_fits_with_the_fused_kernel_and_takes_what_was_est
 def test_what_was_compiled_to_its_end_is_kept_as_an_entry_of_jaxs_cache(
     compiled: dict[str, tuple[StepShape, Compilation]], kept: Path
 ) -> None:
-    entries = [path.relative_to(kept) for path in kept.rglob(ENTRIES)]
-    steps = [path for path in entries if path.name.startswith("jit_train-")]
+    steps = list(kept.rglob(ENTRIES))
     assert [path.parent.name for path in steps] == [name for name, case in CASES.items() if not case.quick]
-    assert (kept / steps[0]).stat().st_size > 100_000, "with its machine code"
+    assert steps[0].stat().st_size > 100_000, "with its machine code"
 
 
 def test_an_entrys_name_is_the_same_wherever_the_packages_lie_and_whatever_the_compiler_dumps(tmp_path: Path) -> None:

@@ -150,6 +150,15 @@ def test_chunked_loss_is_the_plain_loss_with_its_gradients(chunk: int, soft_cap:
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize(("trained", "products"), [((0, 1), 3), ((0,), 2)], ids=["with the head", "beside a frozen head"])
+def test_no_product_with_the_head_is_done_twice(trained: tuple[int, ...], products: int) -> None:
+    """Logits, and the gradients of hidden states and head: a chunk's all at once."""
+    inputs = jnp.ones((2, LENGTH, 8)), jnp.ones((32, 8)), jnp.ones((2, LENGTH), jnp.int32), jnp.ones((2, LENGTH))
+    loss = functools.partial(cross_entropy, chunk=5)
+    program = jax.make_jaxpr(jax.grad(lambda *given: loss(*given)[0], argnums=trained))(*inputs)
+    assert str(program).count("dot_general[") == products
+
+
 def test_chunks_bound_the_logits() -> None:
     assert chunk_length(batch=8, length=256, vocab=320) == 256
     assert chunk_length(batch=8, length=2048, vocab=262_144, limit=1 << 25) == 16

@@ -38,6 +38,7 @@ def compile_into(given: LaunchConfig, content: bytes) -> None:
     with programs.room_for(given) as folder:
         (folder / ENTRY).write_bytes(content)
         (folder / "jit_train-0123-atime").write_bytes(b"JAX's own")
+        (folder / "jit_stage-4567-cache").write_bytes(b"for a processor")
 
 
 def break_down(given: LaunchConfig) -> None:
@@ -90,6 +91,13 @@ def test_the_newest_program_of_a_step_is_kept_and_a_failed_check_leaves_it(cache
     programs.send(config(), files)
     assert files.read(f"{programs.FOLDER}/{ENTRY}") == b"new"
     assert len(list((cache / programs.FOLDER).iterdir())) == 1, "no folder of a check is left"
+
+
+def test_a_check_whose_program_cannot_be_kept_ends_well(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with programs.room_for(config()) as folder:
+        (folder / ENTRY).symlink_to(folder / "nothing")  # what cannot be copied, as on a full disk
+        (folder / "no folder to go to").symlink_to(folder / "nothing")
+    assert "the compiled program is not kept" in caplog.text
 
 
 def test_only_the_newest_steps_are_kept(cache: Path, tmp_path: Path) -> None:
