@@ -13,7 +13,7 @@ def said(gib: float, seconds: float) -> dict[str, Any]:
 
 def test_the_ratios_are_ours_by_theirs_and_the_targets_decide() -> None:
     good, bad = Pair(said(5.0, 100.0), said(13.0, 400.0)), Pair(said(7.0, 100.0), said(13.0, 250.0))
-    assert good.ratios == {"bytes": 0.3846, "analysis": 0.3846, "compile": 0.25, "compile_clock": 0.25}
+    assert good.ratios == {"bytes": 0.3846, "analysis": 0.3846, "compile": 0.25, "compile_cpu": 0.25}
     assert verdict({"4b": good}, "block")["missed"] == []
     result = verdict({"270m": good, "4b": bad}, "block")
     assert result["missed"] == ["4b bytes", "4b compile"]
