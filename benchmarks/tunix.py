@@ -10,8 +10,8 @@ compute. Theirs as their trainer jits it (peers/tunix_step.py): bfloat16 weights
 The last line is JSON. Bytes are those of the compiler's plan of a chip's memory, `analysis` those that `memory_analysis()` sums up, which
 may count donated weights twice (launcher/training/compile_check.py). Compile time is what one waits for, so run it with nothing else on the
 machine; `compile_cpu` are seconds of the processors, which other programs stretch less, and which a compiler that keeps both halves of a
-core busy, as it does with ours, needs more of for the same work. `--quick` goes only as far as every buffer has its place, and bytes alone are compared. Exit code 1
-when a target is missed.
+core busy, as it does with ours, needs more of for the same work. `--quick` goes only as far as every
+buffer has its place, and bytes alone are compared. Exit code 1 when a target is missed.
 """
 
 import argparse
