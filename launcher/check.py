@@ -85,20 +85,22 @@ def check(config: LaunchConfig, limit_s: float | None = None, *, quick: bool = F
     if importlib.util.find_spec(LIBTPU) is None:
         raise ConfigError('tpu train check needs the TPU compiler, which is not installed: pip install -c requirements.lock -e ".[tpu]"')
     if quick:
-        return Check(config, estimate_of(config), _compile(config, limit_s, quick, None))
+        return Check(config, estimate_of(config), _compile(config, limit_s))
     with programs.room_for(config) as folder:
-        return Check(config, estimate_of(config), _compile(config, limit_s, quick, folder))
+        return Check(config, estimate_of(config), _compile(config, limit_s, folder))
 
 
-def _compile(config: LaunchConfig, limit_s: float | None, quick: bool, keep: Path | None) -> Compilation:
-    """In a process of its own: libtpu reads the environment once, and aborts its process where something is wrong with it."""
+def _compile(config: LaunchConfig, limit_s: float | None, keep: Path | None = None) -> Compilation:
+    """In a process of its own: libtpu reads the environment once, and aborts its process where something is wrong with it. `keep`: where
+    the program goes; without it, it is a quick one, of which there is none.
+    """
     slices = config.slices
     topology = libtpu_topology(slices.accelerator)
     request = {
         "config": config.training_on_slices.to_dict(),
         "topology": topology,
         "slices": slices.slices,
-        "quick": quick,
+        "quick": keep is None,
         "keep": None if keep is None else str(keep),
     }
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_CHILD} | ENVIRONMENT

@@ -24,7 +24,7 @@ from cluster.errors import PodlaunchError
 from launcher import code
 from launcher.log_times import INTERVAL_S, LogTimes, times_of
 from launcher.profiles import FOLDER as PROFILES
-from launcher.run_files import ObjectFiles
+from launcher.run_files import ObjectFiles, RunFiles
 from launcher.runs import DATA, SAMPLES, RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,10 @@ class Place(Protocol):
     """Where it reads and writes."""
     checkpoints: str
     """Where its checkpoints go: a local path or gs://."""
+
+    @property
+    def files(self) -> RunFiles:
+        """Those of the run directory itself."""
 
     def fetch(self, attempt: int) -> bytes:
         """Make the folder ready for this attempt. Returns the run's code. Raises PodlaunchError."""
@@ -61,7 +65,7 @@ class Mirror:
         """`files`: those of `run`. `folder`: of this host's own. `host`: the index in the gang. `cache`: where the run's data is unpacked,
         once for each content. `clock`: monotonic seconds.
         """
-        self._run, self._files, self.folder, self._host, self._cache, self._clock = run, files, folder, host, cache, clock
+        self._run, self.files, self.folder, self._host, self._cache, self._clock = run, files, folder, host, cache, clock
         self.checkpoints = run.checkpoints
         self._lock = threading.Lock()
         self._sent: dict[str, int] = {}
@@ -79,12 +83,12 @@ class Mirror:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             config = self._run.config()
-            if config.data is not None and (data := self._files.read(DATA)) is not None:
+            if config.data is not None and (data := self.files.read(DATA)) is not None:
                 sent = code.sent_paths(config.data, code.unpack(data, self._cache / "data"))
                 config = dataclasses.replace(config, data=config.data.with_paths(sent))
             (self.folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
             if self._host == 0:  # from which the best interval between checkpoints is told
-                (self.folder / "events.jsonl").write_bytes(self._files.read_grown("events.jsonl"))
+                (self.folder / "events.jsonl").write_bytes(self.files.read_grown("events.jsonl"))
             self._sent, self._replaced = {}, float("-inf")
             log = Path(self._run.log_name(attempt, self._host))
             self._times = LogTimes(self.folder / log)
@@ -137,14 +141,14 @@ class Mirror:
         if whole_lines:
             new = new[: new.rfind(b"\n") + 1]
         if new:
-            self._files.append(name, new)
+            self.files.append(name, new)
             self._sent[name] = done + len(new)
 
     def _replace(self, folder: str, pattern: str = "*") -> None:
         for path in sorted((self.folder / folder).rglob(pattern)):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and (size := path.stat().st_size) != self._sent.get(name):
-                self._files.upload(name, path)
+                self.files.upload(name, path)
                 self._sent[name] = size
 
 
@@ -152,7 +156,7 @@ class Shared:
     """A run directory on a file system that the host sees: the training process uses it as it is."""
 
     def __init__(self, run: RunDirectory, host: int) -> None:
-        self._run, self._host, self.folder, self.checkpoints = run, host, run.path, run.checkpoints
+        self._run, self.files, self._host, self.folder, self.checkpoints = run, run.files, host, run.path, run.checkpoints
         self._times = LogTimes()
 
     def fetch(self, attempt: int) -> bytes:

@@ -40,7 +40,6 @@ from launcher.gang.nursery import COMMAND as NURSERY
 from launcher.gang.nursery import Borrowing, borrow
 from launcher.gang.stacks import stacks_of
 from launcher.process_variables import HURRY
-from launcher.runs import RunDirectory
 
 if TYPE_CHECKING:
     from launcher.gang.gauges import HostGauges
@@ -142,7 +141,7 @@ class Runner:
         env = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_FOR_CHILDREN)}
         compiled = cache_dir() / "compilation"
         try:
-            programs.fetch(RunDirectory(self._url).files, compiled)
+            programs.fetch(self._place.files, compiled)
         except (PodlaunchError, OSError) as error:
             logger.warning("what was compiled for the run before is not used: %s", error)
         self._static = env | {

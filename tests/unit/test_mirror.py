@@ -167,7 +167,7 @@ def test_a_process_that_is_killed_has_said_all_when_its_end_is_told(run: RunDire
 
 def test_a_place_that_does_not_answer_delays_the_end_and_hides_nothing(run: RunDirectory, tmp_path: Path) -> None:
     class Silent:
-        folder, checkpoints = tmp_path, ""
+        folder, checkpoints, files = tmp_path, "", run.files
 
         def fetch(self, attempt: int) -> bytes:
             raise NotImplementedError
